@@ -1,0 +1,1 @@
+"""Typed options: dataclasses validated once, then sealed. Imports neither torch nor numpy."""

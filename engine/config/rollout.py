@@ -1,0 +1,102 @@
+"""Options of groups ``rollout`` and ``generator``: how answers are sampled, and by what."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from engine.config.base import Config, require
+
+
+class GeneratorKind(Enum):
+    """Which sampler a generator holds."""
+
+    native = "native"
+    vllm = "vllm"
+
+
+class Precision(Enum):
+    """Type of weights and activations."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
+@dataclass
+class RepetitionConfig(Config):
+    """Stop a response that loops while it is decoded (Kimi k1.5, section 2.6.2)."""
+
+    enabled: bool = True
+    max_period_tokens: int = 32
+    """Longest loop that is looked for."""
+    min_repeats: int = 6
+    """Copies of the loop, back to back, that end the response."""
+    min_tokens: int = 24
+    """Tokens that the copies must cover, so that short words may repeat."""
+    penalty: float = 0.0
+    """Added to the score of a response that was cut so; 0 or negative."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.max_period_tokens >= 1, "rollout.repetition.max_period_tokens",
+                self.max_period_tokens, "give at least 1 token")
+        require(self.min_repeats >= 2, "rollout.repetition.min_repeats", self.min_repeats,
+                "a repetition needs at least 2 copies")
+        require(self.penalty <= 0.0, "rollout.repetition.penalty", self.penalty,
+                "give 0 or a negative number")
+
+
+@dataclass
+class RolloutConfig(Config):
+    """How one group of answers is sampled."""
+
+    samples_per_prompt: int = 8
+    """K, trajectories in a group."""
+    max_response_tokens: int = 64
+    """Length at which a response is truncated."""
+    max_prompt_tokens: int = 512
+    """A longer prompt is refused before the run starts."""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """Only 1.0: with a smaller support the recorded log-probs would not be those of the draw."""
+    stop_token_ids: list[int] = field(default_factory=list)
+    """Further tokens that end a response, besides the tokenizer's end tokens."""
+    repetition: RepetitionConfig = field(default_factory=RepetitionConfig)
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.samples_per_prompt >= 1, "rollout.samples_per_prompt",
+                self.samples_per_prompt, "give at least 1")
+        require(self.max_response_tokens >= 1, "rollout.max_response_tokens",
+                self.max_response_tokens, "give at least 1 token")
+        require(self.temperature > 0.0, "rollout.temperature", self.temperature,
+                "training samples need a temperature above 0; evaluation is greedy by itself")
+        require(self.top_p == 1.0, "rollout.top_p", self.top_p,
+                "the sampled support is not recorded yet, so only 1.0 keeps log-probs true")
+
+
+@dataclass
+class GeneratorConfig(Config):
+    """The sampler inside each generator actor."""
+
+    kind: GeneratorKind = GeneratorKind.native
+    num_generators: int = 1
+    slots: int = 64
+    """Trajectories that decode at once; rows of the key-value cache."""
+    context_tokens: int = 0
+    """Capacity of a slot in tokens; 0: prompt and response budgets together."""
+    prefill_tokens: int = 256
+    """Rows of a prefill pass; a longer prompt is prefilled in chunks of this size."""
+    precision: Precision = Precision.bfloat16
+    steps_per_call: int = 8
+    """Tokens decoded per slot between two looks at the inbox: the latency of joins and swaps."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.num_generators >= 1, "generator.num_generators", self.num_generators,
+                "give at least 1")
+        require(self.slots >= 1, "generator.slots", self.slots, "give at least 1 slot")
+        require(self.prefill_tokens >= 1, "generator.prefill_tokens", self.prefill_tokens,
+                "give at least 1 token")
+        require(self.steps_per_call >= 1, "generator.steps_per_call", self.steps_per_call,
+                "give at least 1 step")

@@ -1,0 +1,109 @@
+"""Records to msgpack and back: no pickle on disk, no code in data.
+
+A record is encoded as [class name, field values]; numpy arrays as (dtype, shape, bytes). Only classes of
+this room decode, so a file can not name anything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from enum import StrEnum
+from functools import cache
+from typing import Any, get_type_hints
+
+import msgpack
+import numpy as np
+
+from engine.errors import RecordError
+from engine.records import manifest, prompt, trajectory, version, work
+
+_RECORD, _ARRAY, _TUPLE = 1, 2, 3
+_CLASSES: dict[str, type] = {
+    cls.__name__: cls
+    for module in (manifest, prompt, trajectory, version, work)
+    for cls in vars(module).values()
+    if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__
+}
+
+
+@cache
+def _enum_fields(cls: type) -> dict[str, type[StrEnum]]:
+    enums = {}
+    for name, hint in get_type_hints(cls).items():
+        options = [hint, *getattr(hint, "__args__", ())]
+        for option in options:
+            if isinstance(option, type) and issubclass(option, StrEnum):
+                enums[name] = option
+    return enums
+
+
+def _pack(value: Any) -> Any:
+    if isinstance(value, StrEnum):
+        return value.value
+    if dataclasses.is_dataclass(value):
+        cls = type(value)
+        if _CLASSES.get(cls.__name__) is not cls:
+            raise RecordError(f"{cls.__name__} is not a record: only engine.records may be encoded")
+        fields = [getattr(value, field.name) for field in dataclasses.fields(cls)]
+        return msgpack.ExtType(_RECORD, _packb([cls.__name__, fields]))
+    if isinstance(value, np.ndarray):
+        body = [value.dtype.str, list(value.shape), np.ascontiguousarray(value).tobytes()]
+        return msgpack.ExtType(_ARRAY, msgpack.packb(body, use_bin_type=True))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, tuple):
+        return msgpack.ExtType(_TUPLE, _packb(list(value)))
+    raise RecordError(f"cannot encode a {type(value).__name__}: records hold plain data and arrays")
+
+
+def _packb(value: Any) -> bytes:
+    return msgpack.packb(value, default=_pack, use_bin_type=True, strict_types=True)
+
+
+def _unpack(code: int, data: bytes) -> Any:
+    if code == _TUPLE:
+        return tuple(_unpackb(data))
+    if code == _ARRAY:
+        dtype, shape, raw = msgpack.unpackb(data, raw=False)
+        return np.frombuffer(raw, dtype=np.dtype(dtype)).reshape(shape).copy()
+    if code == _RECORD:
+        name, values = _unpackb(data)
+        cls = _CLASSES.get(name)
+        if cls is None:
+            raise RecordError(f"unknown record {name!r}: written by another format version?")
+        names = [field.name for field in dataclasses.fields(cls)]
+        if len(names) != len(values):
+            raise RecordError(f"record {name} has {len(values)} fields, expected {len(names)}")
+        arguments = dict(zip(names, values, strict=True))
+        for field_name, enum in _enum_fields(cls).items():
+            if arguments[field_name] is not None:
+                arguments[field_name] = enum(arguments[field_name])
+        return cls(**arguments)
+    raise RecordError(f"unknown extension code {code}")
+
+
+def _unpackb(data: bytes) -> Any:
+    return msgpack.unpackb(data, ext_hook=_unpack, raw=False, strict_map_key=False)
+
+
+def encode(value: Any) -> bytes:
+    """A record, or plain containers of records, as msgpack bytes.
+
+    Raises:
+        RecordError: the value holds something that is neither plain data, an array nor a record.
+    """
+    return _packb(value)
+
+
+def decode(data: bytes) -> Any:
+    """The inverse of :func:`encode`; arrays come back owned and writable.
+
+    Raises:
+        RecordError: the bytes are not what ``encode`` writes.
+    """
+    try:
+        return _unpackb(data)
+    except (msgpack.UnpackException, ValueError, TypeError) as error:
+        if isinstance(error, RecordError):
+            raise
+        raise RecordError(f"not an encoded record: {error}") from error
