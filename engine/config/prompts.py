@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from engine.config.base import Config, require
+from engine.errors import ConfigError
 
 
 class PromptSource(Enum):
@@ -99,6 +101,8 @@ class PromptsConfig(Config):
     bad_rows: BadRows = BadRows.stop
     curriculum: CurriculumConfig = field(default_factory=CurriculumConfig)
     priority: PriorityConfig = field(default_factory=PriorityConfig)
+    must_match: str = ""
+    """Regular expression that a task's question must contain; others are left out; empty: all count."""
 
     def validate(self) -> None:
         """See :class:`Config`."""
@@ -112,3 +116,8 @@ class PromptsConfig(Config):
         require(self.num_train >= 1, "prompts.num_train", self.num_train, "give at least 1 prompt")
         require(self.num_heldout >= 1, "prompts.num_heldout", self.num_heldout,
                 "give at least 1 prompt, evaluation needs it")
+        try:
+            re.compile(self.must_match)
+        except re.error as error:
+            raise ConfigError("prompts.must_match", self.must_match,
+                              f"not a regular expression: {error}") from error

@@ -68,7 +68,7 @@ class ScheduleConfig(Config):
     no_spread: Refill = Refill.none
     """Groups whose total rewards are all equal: trained without effect, or replaced."""
     max_attempts: int = 3
-    """Times a trajectory may be issued before it is given up."""
+    """Generators that may die with a trajectory before it is given up."""
 
     @property
     def rounds(self) -> bool:

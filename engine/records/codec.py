@@ -15,12 +15,12 @@ import msgpack
 import numpy as np
 
 from engine.errors import RecordError
-from engine.records import manifest, prompt, trajectory, version, work
+from engine.records import event, manifest, prompt, trajectory, update, version, work
 
 _RECORD, _ARRAY, _TUPLE = 1, 2, 3
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
-    for module in (manifest, prompt, trajectory, version, work)
+    for module in (event, manifest, prompt, trajectory, update, version, work)
     for cls in vars(module).values()
     if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__
 }

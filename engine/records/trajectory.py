@@ -183,8 +183,6 @@ class Group:
     trajectories: tuple[Trajectory, ...]
     verdicts: tuple[Verdict, ...]
     """One for each trajectory, outcome ok."""
-    completed_round: int = 0
-    """Round in which the last member finished; ``segments_in_loss=current`` looks at it."""
 
     def __post_init__(self) -> None:
         if len(self.trajectories) != len(self.verdicts):

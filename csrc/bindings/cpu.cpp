@@ -1,0 +1,124 @@
+// Tensors in, pointers out: the CPU side of the schemas. Shapes and dtypes were checked in engine/ops; what must
+// be read from memory to be checked is checked here.
+#include <ATen/Parallel.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <torch/library.h>
+
+#include <string>
+#include <tuple>
+
+#include "../cpu/level.h"
+#include "../ops/sample.h"
+#include "../ops/slot_attention.h"
+#include "../ops/token_logprob.h"
+
+namespace {
+
+using at::Tensor;
+using perilune::Dtype;
+
+Dtype dtype_of(const Tensor& tensor, const char* argument) {
+  if (tensor.scalar_type() == at::kBFloat16) return Dtype::bfloat16;
+  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kFloat, argument, ": expected bfloat16 or float32, got ",
+                    tensor.scalar_type());
+  return Dtype::float32;
+}
+
+Tensor with_unit_stride(const Tensor& tensor) { return tensor.stride(1) == 1 ? tensor : tensor.contiguous(); }
+
+// The tensors must outlive the result.
+perilune::Head head_of(const Tensor& hidden, const Tensor& weight) {
+  return {hidden.const_data_ptr(), weight.const_data_ptr(), hidden.stride(0), hidden.size(0), hidden.size(1),
+          weight.size(0), dtype_of(hidden, "hidden")};
+}
+
+void check_range(const Tensor& values, const char* argument, int64_t low, int64_t high) {
+  const int64_t* data = values.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < values.numel(); ++i)
+    TORCH_CHECK_VALUE(data[i] >= low && data[i] < high, argument, ": expected values in ", low, "..", high - 1,
+                      ", got ", data[i]);
+}
+
+std::tuple<Tensor, Tensor, Tensor> token_logprob(const Tensor& hidden, const Tensor& weight, const Tensor& target,
+                                                 const Tensor& scale, bool want_entropy) {
+  Tensor x = with_unit_stride(hidden), w = weight.contiguous(), y = target.contiguous(), s = scale.contiguous();
+  check_range(y, "target", 0, w.size(0));
+  auto options = hidden.options().dtype(at::kFloat);
+  Tensor logprob = at::empty({x.size(0)}, options), entropy = at::empty_like(logprob), lse = at::empty_like(logprob);
+  perilune::token_logprob(head_of(x, w), y.const_data_ptr<int64_t>(), s.const_data_ptr<float>(),
+                          logprob.mutable_data_ptr<float>(), entropy.mutable_data_ptr<float>(),
+                          lse.mutable_data_ptr<float>(), at::get_num_threads());
+  if (!want_entropy) entropy.zero_();
+  return {logprob, entropy, lse};
+}
+
+Tensor logit_gradient(const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& statistics,
+                      int64_t start) {
+  Tensor x = with_unit_stride(hidden), w = weight.contiguous(), y = target.contiguous();
+  Tensor columns = statistics.contiguous();
+  Tensor out = at::empty({w.size(0), x.size(0)}, hidden.options());
+  perilune::logit_gradient(head_of(x, w), y.const_data_ptr<int64_t>(), columns.const_data_ptr<float>(), start,
+                           out.mutable_data_ptr(), at::get_num_threads());
+  return out;
+}
+
+std::tuple<Tensor, Tensor> sample(const Tensor& hidden, const Tensor& weight, const Tensor& temperature,
+                                  const Tensor& key, const Tensor& position) {
+  Tensor x = with_unit_stride(hidden), w = weight.contiguous(), heat = temperature.contiguous();
+  Tensor keys = key.contiguous(), positions = position.contiguous();
+  for (int64_t t = 0; t < heat.size(0); ++t)
+    TORCH_CHECK_VALUE(heat.const_data_ptr<float>()[t] >= 0, "temperature: expected values >= 0, got ",
+                      heat.const_data_ptr<float>()[t]);
+  Tensor token = at::empty({x.size(0)}, key.options());
+  Tensor logprob = at::empty({x.size(0)}, hidden.options().dtype(at::kFloat));
+  perilune::sample(head_of(x, w), heat.const_data_ptr<float>(), keys.const_data_ptr<int64_t>(),
+                   positions.const_data_ptr<int64_t>(), token.mutable_data_ptr<int64_t>(),
+                   logprob.mutable_data_ptr<float>(), at::get_num_threads());
+  return {token, logprob};
+}
+
+Tensor slot_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slot,
+                      const Tensor& position, double scale) {
+  Tensor q = query.contiguous(), keys = key_cache.contiguous(), values = value_cache.contiguous();
+  Tensor slots = slot.contiguous(), positions = position.contiguous();
+  check_range(slots, "slot", 0, keys.size(0));
+  for (int64_t i = 0; i < positions.numel(); ++i)
+    TORCH_CHECK_VALUE(positions.const_data_ptr<int64_t>()[i] < keys.size(1), "position: expected values below ",
+                      keys.size(1), ", got ", positions.const_data_ptr<int64_t>()[i]);
+  TORCH_CHECK_VALUE(q.size(2) <= perilune::kLargestHeadSize, "query: expected heads of at most ",
+                    perilune::kLargestHeadSize, " values, got ", q.size(2));
+  Tensor out = at::empty(q.sizes(), q.options());
+  perilune::slot_attention({q.const_data_ptr(), keys.const_data_ptr(), values.const_data_ptr(),
+                            slots.const_data_ptr<int64_t>(), positions.const_data_ptr<int64_t>(),
+                            out.mutable_data_ptr(), q.size(0), q.size(1), keys.size(2), q.size(2), keys.size(1),
+                            float(scale), dtype_of(query, "query")},
+                           at::get_num_threads());
+  return out;
+}
+
+std::string cpu_level() { return perilune::level_name(perilune::level()); }
+std::string best_cpu_level() { return perilune::level_name(perilune::best_level()); }
+
+bool set_cpu_level(std::string wanted) {
+  using perilune::Level;
+  for (Level level : {Level::plain, Level::avx2, Level::avx512, Level::amx})
+    if (wanted == perilune::level_name(level)) return perilune::set_level(level);
+  TORCH_CHECK_VALUE(false, "level: expected plain, avx2, avx512 or amx, got ", wanted);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(perilune, m) {
+  m.def("cpu_level() -> str", &cpu_level);
+  m.def("best_cpu_level() -> str", &best_cpu_level);
+  m.def("set_cpu_level(str wanted) -> bool", &set_cpu_level);
+}
+
+TORCH_LIBRARY_IMPL(perilune, CPU, m) {
+  m.impl("token_logprob", &token_logprob);
+  m.impl("logit_gradient", &logit_gradient);
+  m.impl("sample", &sample);
+  m.impl("slot_attention", &slot_attention);
+}

@@ -1,0 +1,21 @@
+// Schemas of all ops, in one place for every device. Fake kernels, autograd and the reference that serves
+// devices without a kernel are registered from Python (engine/ops).
+#include <Python.h>
+#include <torch/library.h>
+
+TORCH_LIBRARY(perilune, m) {
+  m.def("token_logprob(Tensor hidden, Tensor weight, Tensor target, Tensor scale, bool want_entropy)"
+        " -> (Tensor, Tensor, Tensor)");
+  m.def("logit_gradient(Tensor hidden, Tensor weight, Tensor target, Tensor statistics, int start) -> Tensor");
+  m.def("sample(Tensor hidden, Tensor weight, Tensor temperature, Tensor key, Tensor position)"
+        " -> (Tensor, Tensor)");
+  m.def("slot_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor slot, Tensor position,"
+        " float scale) -> Tensor");
+}
+
+// The module itself is empty: importing it runs the registrations above.
+extern "C" __attribute__((visibility("default"))) PyObject* PyInit__C() {
+  static PyModuleDef definition = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr,
+                                   nullptr};
+  return PyModule_Create(&definition);
+}

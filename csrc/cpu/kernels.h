@@ -1,0 +1,60 @@
+// All kernels of one level. A level's source file sets the instruction target and three macros, then includes this:
+//   PERILUNE_LEVEL  name of the level    PERILUNE_WIDE  AVX-512 is there    PERILUNE_TILES  AMX is there
+// Only C headers are in scope here: an inline function of the C++ library compiled under a wide target could
+// be the copy that the linker keeps for everyone.
+
+#define PERILUNE_JOIN_(a, b) a##b
+#define PERILUNE_JOIN(a, b) PERILUNE_JOIN_(a, b)
+
+namespace perilune {
+namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL) {
+
+#include "lanes.h"
+#include "product.h"
+#include "scan.h"
+#include "attend.h"
+
+#if PERILUNE_TILES
+typedef TileProduct HalfProduct;
+#else
+typedef FloatProduct HalfProduct;
+#endif
+
+static int64_t packed_bytes(Dtype dtype, int64_t width) {
+  return dtype == Dtype::bfloat16 ? HalfProduct::packed_bytes(width) : FloatProduct::packed_bytes(width);
+}
+
+static int64_t scratch_bytes(Dtype dtype, int64_t width) {
+  return dtype == Dtype::bfloat16 ? HalfProduct::scratch_bytes(width) : FloatProduct::scratch_bytes(width);
+}
+
+static void pack(const Head& head, int64_t first_token, void* tile) {
+  if (head.dtype == Dtype::bfloat16) HalfProduct::pack<uint16_t>(head, first_token, tile);
+  else FloatProduct::pack<float>(head, first_token, tile);
+}
+
+static void scan(const Scan& args, int64_t first_row, int64_t last_row, int64_t first_tile, int64_t last_tile,
+                 TileState* states, void* scratch) {
+  auto run = args.dtype == Dtype::bfloat16 ? scan_rows<HalfProduct, uint16_t> : scan_rows<FloatProduct, float>;
+  run(args, first_row, last_row, first_tile, last_tile, states, scratch);
+}
+
+static void gradient(const Gradient& args, int64_t first_row, int64_t last_row, void* scratch) {
+  bool half = args.scan.dtype == Dtype::bfloat16;
+  auto run = half ? gradient_rows<HalfProduct, uint16_t> : gradient_rows<FloatProduct, float>;
+  run(args, first_row, last_row, scratch);
+}
+
+static void attend(const SlotAttention& args, int64_t token, int64_t shared_head) {
+  auto run = args.dtype == Dtype::bfloat16 ? attend_any<uint16_t> : attend_any<float>;
+  run(args, token, shared_head);
+}
+
+}  // namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL)
+
+using namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL);
+extern const Kernels PERILUNE_JOIN(PERILUNE_LEVEL, _kernels) = {
+    packed_bytes, scratch_bytes, pack, scan, gradient, attend,
+};
+
+}  // namespace perilune

@@ -1,0 +1,66 @@
+// Which instructions the kernels may use, and the kernels of each level.
+#pragma once
+#include <cstdint>
+
+#include "../ops/slot_attention.h"
+
+namespace perilune {
+
+enum class Level { plain, avx2, avx512, amx };
+
+Level best_level();                 // what processor and operating system allow
+Level level();                      // what is in use: the best one unless lowered
+bool set_level(Level wanted);       // false: the processor lacks it
+const char* level_name(Level level);
+
+constexpr int kTile = 16;           // tokens in a tile: one per lane
+constexpr int kRows = 32;           // vocabulary rows in a block
+constexpr int kPartition = 1024;    // vocabulary rows in a partition, a multiple of kRows
+constexpr int kGroup = 32;          // tiles that share one pass over a partition, so that they stay in L2
+
+// Running state of the softmax and the draw of one token tile over one partition.
+struct alignas(64) TileState {
+  float maximum[kTile];    // largest logit so far
+  float sum[kTile];        // of exp(logit - maximum)
+  float weighted[kTile];   // of exp(logit - maximum) * (logit - maximum)
+  float chosen[kTile];     // logit of the target, or of the best candidate
+  float threshold[kTile];  // a candidate below it can not win
+  double score[kTile];     // logit + noise of the best candidate
+  int64_t index[kTile];    // its vocabulary index
+};
+
+// What a scan over a partition needs, for all token tiles of a chunk; arrays are padded to whole tiles.
+struct Scan {
+  const void* packed;       // hidden states, packed by `pack`
+  const void* weight;
+  int64_t width, vocabulary, tiles;
+  Dtype dtype;
+  const float* scale;
+  const int64_t* target;    // null when drawing
+  const int64_t* key;       // null when scoring
+  const int64_t* position;
+  const uint8_t* greedy;
+};
+
+struct Gradient {
+  Scan scan;
+  const float* statistics;  // [7, tiles * kTile]
+  int64_t start, tokens;    // index of the first row; columns that exist
+  void* out;                // [vocabulary, tokens], rows `out_stride` apart
+  int64_t out_stride;
+};
+
+struct Kernels {
+  int64_t (*packed_bytes)(Dtype, int64_t width);   // of one tile
+  int64_t (*scratch_bytes)(Dtype, int64_t width);  // of one thread
+  void (*pack)(const Head&, int64_t first_token, void* tile);
+  void (*scan)(const Scan&, int64_t first_row, int64_t last_row, int64_t first_tile, int64_t last_tile,
+               TileState* states, void* scratch);
+  void (*gradient)(const Gradient&, int64_t first_row, int64_t last_row, void* scratch);
+  void (*attend)(const SlotAttention&, int64_t token, int64_t shared_head);
+};
+
+extern const Kernels plain_kernels, avx2_kernels, avx512_kernels, amx_kernels;
+const Kernels& kernels();           // of the level in use
+
+}  // namespace perilune

@@ -1,0 +1,95 @@
+"""Slots: rows of the key-value cache that trajectories hold while they decode."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from engine.records.work import Request
+
+
+class SlotTable:
+    """Tokens, lengths and cache contents of all slots; slots are taken lowest first.
+
+    A slot's ``filled`` counts the positions whose keys are valid; it is ready to decode when only its
+    newest token has no key yet.
+    """
+
+    def __init__(self, keys: Tensor, values: Tensor) -> None:
+        self.keys = keys
+        self.values = values
+        self.slots = keys.shape[1]
+        self.capacity = keys.shape[2]
+        self.tokens = np.zeros((self.slots, self.capacity + 1), np.int64)
+        self.logprobs = np.zeros((self.slots, self.capacity + 1), np.float32)
+        self.length = np.zeros(self.slots, np.int64)
+        self.prompt_length = np.zeros(self.slots, np.int64)
+        self.filled = np.zeros(self.slots, np.int64)
+        self.occupied = np.zeros(self.slots, bool)
+        self._prompt: list[bytes] = [b""] * self.slots
+
+    def free(self) -> list[int]:
+        """Free slots, lowest first."""
+        return [int(slot) for slot in np.flatnonzero(~self.occupied)]
+
+    def take(self, slot: int, request: Request) -> None:
+        """Give a slot to a request; nothing is cached yet."""
+        prompt, earlier = request.prompt_tokens, request.generated
+        total = len(prompt) + len(earlier)
+        self.tokens[slot, : len(prompt)] = prompt
+        self.tokens[slot, len(prompt) : total] = earlier
+        self.length[slot] = total
+        self.prompt_length[slot] = len(prompt)
+        self.filled[slot] = 0
+        self.occupied[slot] = True
+        self._prompt[slot] = prompt.tobytes()
+
+    def release(self, slot: int) -> None:
+        """Free a slot."""
+        self.occupied[slot] = False
+        self.length[slot] = 0
+        self.filled[slot] = 0
+        self._prompt[slot] = b""
+
+    def response(self, slot: int) -> NDArray[np.int64]:
+        """[T] response tokens so far, earlier segments included."""
+        return self.tokens[slot, self.prompt_length[slot] : self.length[slot]]
+
+    def response_logprobs(self, slot: int) -> NDArray[np.float32]:
+        """[T] behaviour log-probs beside :meth:`response`; those of earlier stays are not kept here."""
+        return self.logprobs[slot, self.prompt_length[slot] : self.length[slot]]
+
+    def ready(self) -> NDArray[np.int64]:
+        """Slots whose newest token is the only one without a key."""
+        return np.flatnonzero(self.occupied & (self.filled == self.length - 1))
+
+    def unready(self) -> NDArray[np.int64]:
+        """Occupied slots that still need prefill."""
+        return np.flatnonzero(self.occupied & (self.filled < self.length - 1))
+
+    def forget_keys(self) -> None:
+        """All keys are of older weights now: every occupied slot must be prefilled again."""
+        self.filled[:] = 0
+
+    def copy_shared_prompt(self, slot: int, fresh: NDArray[np.bool_]) -> int:
+        """Copy prompt keys from a slot that already holds the same prompt; return positions gained.
+
+        Samples of one group share their prompt; its keys are computed once. Only ``fresh`` slots, [S]
+        bool, whose keys are all of the weights served now, may be copied from.
+        """
+        shared = int(self.prompt_length[slot]) - 1
+        if self.filled[slot] >= shared:
+            return 0
+        for other in np.flatnonzero(self.occupied & fresh & (self.filled >= shared)):
+            if other != slot and self._prompt[other] == self._prompt[slot]:
+                self.keys[:, slot, :shared] = self.keys[:, other, :shared]
+                self.values[:, slot, :shared] = self.values[:, other, :shared]
+                gained = shared - int(self.filled[slot])
+                self.filled[slot] = shared
+                return gained
+        return 0
+
+    def same_prompt(self, slot: int, others: list[int]) -> bool:
+        """One of ``others`` has the same prompt."""
+        return any(self._prompt[other] == self._prompt[slot] for other in others)

@@ -1,0 +1,288 @@
+"""The native sampler: continuous batching over preallocated slots, with nothing but torch.
+
+One step admits what waits, prefills in passes of fixed size, then decodes one token for every ready
+slot. Decode always runs all slots and prefill always runs the same number of rows, so that neither
+neighbours nor position change a bit of a trajectory. Randomness is counter-based: the key comes from
+(run seed, trajectory id, attempt), the counter is the position in the response, so a trajectory that was
+cut continues the same stream anywhere.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from engine.config.rollout import GeneratorConfig, RepetitionConfig
+from engine.config.schedule import InFlight
+from engine.errors import ConfigError
+from engine.generate.cache import SlotTable
+from engine.generate.partial import OpenTrajectory
+from engine.generate.repetition import RepetitionWatch
+from engine.generate.sampler import StagedWeights
+from engine.generate.stop import StopRule
+from engine.models.decoder import Decoder
+from engine.ops.sample import random_key, sample
+from engine.records.trajectory import FinishReason
+from engine.records.version import PolicyVersion
+from engine.records.work import Delivery, Request
+
+
+class NativeSampler:
+    """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
+
+    def __init__(self, decoder: Decoder, config: GeneratorConfig, *, context_tokens: int,
+                 stop_ids: Iterable[int], repetition: RepetitionConfig, seed: int) -> None:
+        """Allocate slots; weights arrive by :meth:`swap` before the first step.
+
+        Args:
+            decoder: the forward, its weights still to be loaded.
+            config: slots and prefill rows.
+            context_tokens: capacity of a slot.
+            stop_ids: tokens that end a response.
+            repetition: when a response is looping.
+            seed: of the run; part of every random key.
+        """
+        self._decoder = decoder
+        self._config = config
+        self._seed = seed
+        self._table = SlotTable(*decoder.allocate(config.slots, context_tokens))
+        self._stop = StopRule(stop_ids, decoder.config.vocab_size)
+        self._watch = RepetitionWatch(repetition, config.slots) if repetition.enabled else None
+        self._open: dict[int, OpenTrajectory] = {}
+        self._waiting: deque[Request] = deque()
+        self._pending: StagedWeights | None = None
+        self._keys = np.zeros(config.slots, np.int64)
+        self._temperature = np.zeros(config.slots, np.float32)
+        self._limit = np.zeros(config.slots, np.int64)
+        self._rows = torch.arange(config.slots)
+        self._counts: Counter[str] = Counter()
+        self._first_prefill: dict[int, str] = {}
+        self.version = PolicyVersion(0, -1)
+        self.digest = ""
+
+    # ---- joining and leaving -------------------------------------------------------------------
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests.
+
+        Raises:
+            ConfigError: prompt and response budget do not fit a slot.
+        """
+        for request in requests:
+            need = len(request.prompt_tokens) + request.max_response_tokens
+            if need > self._table.capacity:
+                raise ConfigError("generator.context_tokens", self._table.capacity,
+                                  f"trajectory {request.trajectory_id} may need {need} tokens")
+            self._waiting.append(request)
+
+    def _admit(self) -> None:
+        if self._pending is not None:
+            return
+        for slot in self._table.free():
+            if not self._waiting:
+                break
+            request = self._waiting.popleft()
+            self._table.take(slot, request)
+            self._open[slot] = OpenTrajectory.begin(request, self.version)
+            key = random_key(self._seed, request.trajectory_id, request.attempt)
+            self._keys[slot] = key
+            self._temperature[slot] = request.temperature
+            self._limit[slot] = request.max_response_tokens
+            self._first_prefill[slot] = "resume" if len(request.generated) else "prompt"
+            if self._watch is not None:
+                self._watch.restart(slot, self._table.response(slot))
+
+    def _leave(self, slot: int, reason: FinishReason | None) -> Delivery:
+        held = self._open.pop(slot)
+        response = self._table.response(slot)
+        held.close_segment(response, self._table.response_logprobs(slot))
+        saved = 0
+        if reason is FinishReason.repetition:
+            saved = int(self._limit[slot]) - len(response)
+            self._counts["saved_tokens"] += saved
+        self._counts["delivered_tokens"] += sum(s.num_sampled for s in held.closed)
+        self._table.release(slot)
+        return held.delivery(reason, saved)
+
+    def cut_all(self) -> list[Delivery]:
+        """Cut every slot, and hand back waiting requests as deliveries without segments."""
+        deliveries = [self._leave(slot, None) for slot in sorted(self._open)]
+        deliveries += [Delivery(r.trajectory_id, r.attempt, (), None) for r in self._waiting]
+        self._waiting.clear()
+        self._apply_pending()
+        return deliveries
+
+    # ---- weights -------------------------------------------------------------------------------
+
+    def swap(self, staged: StagedWeights, mode: InFlight) -> None:
+        """Serve other weights from the next token on; see the module's words on the three modes."""
+        if mode is InFlight.finish and self._open:
+            self._pending = staged
+            return
+        if self._open:
+            self._counts["swaps_while_decoding"] += 1
+        for slot, held in self._open.items():
+            held.close_segment(self._table.response(slot), self._table.response_logprobs(slot))
+            held.swapped(staged.version, keys_recomputed=mode is InFlight.recompute_cache)
+            if mode is InFlight.recompute_cache:
+                self._first_prefill[slot] = "swap"
+        if mode is InFlight.recompute_cache:
+            self._table.forget_keys()
+        self._load(staged)
+
+    def _load(self, staged: StagedWeights) -> None:
+        self._decoder.load(staged.tensors)
+        self.version, self.digest = staged.version, staged.digest
+        self._counts["swaps"] += 1
+
+    def _apply_pending(self) -> None:
+        if self._pending is not None and not self._open:
+            self._load(self._pending)
+            self._pending = None
+
+    # ---- sampling ------------------------------------------------------------------------------
+
+    def step(self) -> list[Delivery]:
+        """Sample one token for every ready slot; return the trajectories that left theirs."""
+        self._apply_pending()
+        self._admit()
+        if not self._open:
+            return []
+        self._prefill()
+        ready = self._table.ready()
+        if len(ready) == 0:
+            return []
+        tokens, logprobs = self._decode(ready)
+        table = self._table
+        table.filled[ready] += 1
+        table.tokens[ready, table.length[ready]] = tokens
+        table.logprobs[ready, table.length[ready]] = logprobs
+        table.length[ready] += 1
+        self._counts["sampled_tokens"] += len(ready)
+        self._counts["decode_steps"] += 1
+        if self._waiting:
+            self._counts["contended_steps"] += 1
+            self._counts["contended_occupied"] += len(self._open)
+        return self._settle(ready, tokens)
+
+    def _settle(self, ready: np.ndarray, tokens: np.ndarray) -> list[Delivery]:
+        table = self._table
+        lengths = table.length[ready] - table.prompt_length[ready]
+        looping = np.zeros(len(ready), bool)
+        if self._watch is not None:
+            columns = table.prompt_length[ready, None] + np.arange(int(lengths.max()))[None]
+            response = table.tokens[ready[:, None], columns.clip(max=table.capacity)]
+            looping = self._watch.observe(response, ready, lengths)
+        ended = self._stop.candidates(tokens, lengths, self._limit[ready], looping)
+        deliveries = []
+        for row, slot in enumerate(ready.tolist()):
+            if ended[row]:
+                reason = self._stop.reason(
+                    int(tokens[row]), int(lengths[row]), int(self._limit[slot]), bool(looping[row])
+                )
+                deliveries.append(self._leave(slot, reason))
+            elif self._open[slot].exhausted(int(lengths[row])):
+                deliveries.append(self._leave(slot, None))
+        return deliveries
+
+    def _decode(self, ready: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        table = self._table
+        position = np.full(table.slots, -1, np.int64)
+        position[ready] = table.length[ready] - 1
+        newest = np.zeros(table.slots, np.int64)
+        newest[ready] = table.tokens[ready, table.length[ready] - 1]
+        hidden = self._decoder.forward(
+            torch.from_numpy(newest), self._rows, torch.from_numpy(position), table.keys, table.values
+        )
+        drawn = np.zeros(table.slots, np.float32)
+        drawn[ready] = self._temperature[ready]
+        counter = (table.length - table.prompt_length).clip(min=0)
+        token, logprob = sample(
+            hidden, self._decoder.head, torch.from_numpy(drawn), torch.from_numpy(self._keys),
+            torch.from_numpy(counter),
+        )
+        return token.numpy()[ready], logprob.numpy()[ready]
+
+    def _prefill(self) -> None:
+        """Prefill until at least half of the occupied slots are ready, at least one pass."""
+        while True:
+            unready = self._table.unready()
+            if len(unready) == 0:
+                return
+            self._prefill_pass(unready.tolist())
+            if 2 * len(self._table.ready()) >= len(self._open):
+                return
+
+    def _prefill_pass(self, unready: list[int]) -> None:
+        table, room = self._table, self._config.prefill_tokens
+        tokens = np.zeros(room, np.int64)
+        slots = np.zeros(room, np.int64)
+        positions = np.full(room, -1, np.int64)
+        fresh = np.zeros(table.slots, bool)
+        fresh[[s for s, held in self._open.items() if held.oldest_key_version == self.version]] = True
+        used = 0
+        gained: dict[int, int] = {}
+        for slot in unready:
+            self._counts["shared_prefill_tokens"] += table.copy_shared_prompt(slot, fresh)
+            first, last = int(table.filled[slot]), int(table.length[slot]) - 1
+            waits = first < table.prompt_length[slot] - 1 and table.same_prompt(slot, list(gained))
+            if used == room or first >= last or waits:
+                continue
+            count = min(last - first, room - used)
+            span = slice(used, used + count)
+            tokens[span] = table.tokens[slot, first : first + count]
+            slots[span] = slot
+            positions[span] = np.arange(first, first + count)
+            gained[slot] = count
+            self._counts[f"prefilled_{self._first_prefill[slot]}_tokens"] += count
+            used += count
+        if used:
+            self._decoder.forward(
+                torch.from_numpy(tokens), torch.from_numpy(slots), torch.from_numpy(positions),
+                table.keys, table.values,
+            )
+        # Only now are the keys there for siblings to copy.
+        for slot, count in gained.items():
+            table.filled[slot] += count
+
+    # ---- facts ---------------------------------------------------------------------------------
+
+    @property
+    def idle(self) -> bool:
+        """Nothing decodes and nothing waits."""
+        return not self._open and not self._waiting
+
+    @property
+    def open_requests(self) -> int:
+        """Requests in a slot or waiting for one."""
+        return len(self._open) + len(self._waiting)
+
+    @property
+    def tokens_in_slots(self) -> int:
+        """Sampled tokens that are not delivered yet."""
+        return self._counts["sampled_tokens"] - self._counts["delivered_tokens"]
+
+    def metrics(self) -> dict[str, float]:
+        """Cumulative counters since this sampler was made; tokens prefilled are listed by cause."""
+        counts = {name: float(value) for name, value in self._counts.items()}
+        steps = self._counts["contended_steps"] * self._table.slots
+        counts["occupancy_fraction"] = self._counts["contended_occupied"] / steps if steps else 1.0
+        return counts
+
+    def state_dict(self) -> dict[str, Any]:
+        """Counters only: slots are cut before a checkpoint."""
+        return {"counts": dict(self._counts)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self._counts = Counter(state["counts"])
+
+    def close(self) -> None:
+        """Drop all slots and the cache."""
+        self._open.clear()
+        self._waiting.clear()
+        self._table.keys = self._table.values = torch.empty(0)

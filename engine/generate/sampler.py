@@ -1,0 +1,68 @@
+"""What any sampler can be asked; the native one and those over other engines answer the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from engine.config.schedule import InFlight
+from engine.records.version import PolicyVersion
+from engine.records.work import Delivery, Request
+
+
+class StagedWeights(Protocol):
+    """Verified weights of one version, ready to be swapped in."""
+
+    version: PolicyVersion
+    digest: str
+    tensors: Mapping[str, Tensor]
+
+
+class Sampler(Protocol):
+    """Continues trajectories. One step is one token for every occupied slot.
+
+    Between two steps requests may join, slots may be cut and weights may be swapped; nothing else
+    changes what a trajectory will say.
+    """
+
+    version: PolicyVersion
+    """Of the weights that sample the next token."""
+    digest: str
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue requests; they take slots in the order given."""
+
+    def step(self) -> list[Delivery]:
+        """Sample one token for every ready slot; return the trajectories that left theirs."""
+
+    def cut_all(self) -> list[Delivery]:
+        """Cut every occupied slot into segments and hand back what waits, without new tokens."""
+
+    def swap(self, staged: StagedWeights, mode: InFlight) -> None:
+        """Serve these weights from the next token on; ``finish`` waits until all slots are empty."""
+
+    @property
+    def idle(self) -> bool:
+        """Nothing decodes and nothing waits."""
+
+    @property
+    def open_requests(self) -> int:
+        """Requests in a slot or waiting for one."""
+
+    @property
+    def tokens_in_slots(self) -> int:
+        """Sampled tokens that are not delivered yet."""
+
+    def metrics(self) -> dict[str, float]:
+        """Cumulative counters: sampled and prefilled tokens, occupancy, swaps, saved tokens."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What survives a restart: counters only, since slots are cut before a checkpoint."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+
+    def close(self) -> None:
+        """Free the cache."""

@@ -1,0 +1,299 @@
+"""Metrics by documented names: ``room/name_unit``, gathered in meters, written once per update.
+
+Every name has one line of meaning in :data:`DOCUMENTED`; a name without one is refused where it is
+recorded, so that no plot shows a number that nobody can explain. Values cover one update.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import re
+import socket
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+from engine.errors import ConfigError, RunFolderError, nearest_name
+
+_NAME = re.compile(r"[a-z][a-z0-9_]*/[a-z][a-z0-9_]*")
+
+_DROPPED = {
+    "no_spread": "all rewards of the group were equal and it was replaced",
+    "judge_failed": "the judge did not do its work within its retries",
+    "generator_lost": "the generator died with them",
+    "given_up": "every allowed attempt was used",
+    "poison_prompt": "the prompt killed two actors and was quarantined",
+    "non_finite": "the step over them was not finite and was not committed",
+    "rollback": "their version was rolled back",
+    "end_of_run": "the run ended before they were trained",
+}
+_MASKED = {
+    "zero_advantage": "the total reward equals its baseline",
+    "stale": "they were sampled too many versions ago",
+    "earlier_round": "they were sampled before the round that completed their group",
+    "overlong": "their response was truncated",
+    "not_selected": "the loss trains on other trajectories only",
+}
+
+DOCUMENTED: dict[str, str] = {
+    "rollout/reward_mean": "mean judge score of the trained trajectories, before any length reward",
+    "rollout/total_reward_mean": "mean of score plus length reward plus penalties",
+    "rollout/length_reward_mean": "mean length reward, its weight included",
+    "rollout/length_mean_tokens": "mean sampled tokens per trajectory, stop token included",
+    "rollout/length_max_tokens": "longest trained trajectory, in sampled tokens",
+    "rollout/correct_fraction": "share of trained trajectories judged correct",
+    "rollout/truncated_fraction": "share that ended at the response budget",
+    "rollout/repetition_fraction": "share that was stopped because it looped",
+    "rollout/spread_fraction": "share of groups whose total rewards are not all equal",
+    "rollout/groups": "groups that the update consumed",
+    "heldout/accuracy": "share of held-out prompts answered correctly by greedy decoding",
+    "heldout/length_mean_tokens": "mean length of the greedy held-out answers, in sampled tokens",
+    "heldout/mean_at_k": "mean correctness over the k sampled answers per held-out prompt",
+    "heldout/pass_at_k": "share of held-out prompts with a correct answer among k samples",
+    "heldout/seconds": "time of one evaluation",
+    "learn/loss": "batch loss, mean over groups, zero-advantage ones included",
+    "learn/gradient_norm": "L2 norm of the gradient before clipping, mean over optimiser steps",
+    "learn/learning_rate": "learning rate of the last optimiser step",
+    "learn/entropy_mean_nats": "mean entropy of the learner's distribution at loss-carrying tokens",
+    "learn/logprob_gap_mean_nats": "mean absolute gap of behaviour and learner log-probs before the step",
+    "learn/reference_gap_mean_nats": "mean of learner minus reference log-prob over a trajectory (D_j)",
+    "learn/importance_weight_mean": "mean importance weight after truncation",
+    "learn/importance_capped_fraction": "share of importance weights that met cap or floor",
+    "learn/clipped_fraction": "share of tokens whose ratio was clipped",
+    "learn/trained_tokens": "tokens that carried loss",
+    "learn/loss_carrying_fraction": "share of the sampled tokens of consumed groups that carried loss",
+    "learn/packing_fraction": "share of row positions that hold a token",
+    "learn/steps": "optimiser steps of the update",
+    "learn/seconds": "time of the learner's update",
+    "learn/tokens_per_second": "sampled tokens of consumed groups per second of learning",
+    "schedule/staleness_mean_versions": "mean staleness of loss-carrying tokens, in versions",
+    "schedule/staleness_max_versions": "largest staleness of a loss-carrying token, in versions",
+    "schedule/staleness_mean_steps": "mean staleness of loss-carrying tokens, in optimiser steps",
+    "schedule/outstanding_groups": "groups issued and not yet trained, filtered or given up",
+    "schedule/buffered_tokens": "tokens that wait in replay",
+    "schedule/learner_wait_seconds": "time the learner waited for complete groups",
+    "schedule/reissued": "trajectories issued again after a loss",
+    "schedule/update_seconds": "time from one commit to the next",
+    "generate/tokens": "tokens sampled by all generators",
+    "generate/tokens_per_second": "tokens sampled per second by all generators together",
+    "generate/slot_occupancy_fraction": "share of slot steps in which a trajectory decoded",
+    "generate/saved_tokens": "tokens not decoded because a loop was cut",
+    "generate/prefill_tokens": "prompt and resumed tokens that passed prefill",
+    "generate/seconds": "time inside decode and prefill, over all generators",
+    "publish/seconds": "time from publish to the last acknowledgement",
+    "publish/bytes": "bytes of one version",
+    "publish/skipped": "versions skipped for a newer one, over all generators",
+    "judge/seconds": "time inside judges, over all trajectories",
+    "judge/seconds_max": "longest time of one judgement",
+    "judge/failed": "judgements that failed or timed out, retried ones included",
+    "checkpoint/seconds": "time to write a checkpoint",
+    "supervise/restarts": "actors restarted since the run began",
+    **{f"ledger/dropped_{k}_trajectories": f"trajectories dropped: {v}" for k, v in _DROPPED.items()},
+    **{f"ledger/dropped_{k}_tokens": f"tokens dropped: {v}" for k, v in _DROPPED.items()},
+    **{f"ledger/masked_{k}_tokens": f"tokens trained without loss: {v}" for k, v in _MASKED.items()},
+}
+"""Metric name to one line of meaning. Extend it with :func:`document`."""
+
+
+def document(name: str, text: str) -> None:
+    """Give a metric of your own its line of meaning, once, before it is recorded.
+
+    Raises:
+        ValueError: the name is not ``room/name_unit``, has another meaning already, or the text is empty.
+    """
+    if not _NAME.fullmatch(name) or not text.strip():
+        raise ValueError(
+            f"metric {name!r}: {text!r}: give room/name_unit in lower case and a line of meaning"
+        )
+    if DOCUMENTED.setdefault(name, text) != text:
+        raise ValueError(f"metric {name!r} is documented already: {DOCUMENTED[name]}")
+
+
+def require_documented(name: str) -> None:
+    """Refuse a name without meaning.
+
+    Raises:
+        ValueError: the name is not in :data:`DOCUMENTED`.
+    """
+    if name not in DOCUMENTED:
+        hint = nearest_name(name, DOCUMENTED)
+        raise ValueError(f"metric {name!r} is not documented ({hint}): call metrics.document(name, text)")
+
+
+class Reduction(Enum):
+    """What a meter makes of its values."""
+
+    sum = "sum"
+    mean = "mean"
+    max = "max"
+    last = "last"
+
+
+@dataclass(slots=True)
+class _Meter:
+    reduction: Reduction
+    value: float = 0.0
+    weight: float = 0.0
+
+    def add(self, value: float, weight: float) -> None:
+        if self.reduction is Reduction.max:
+            # NaN must surface, and max() would drop it or keep it by order of arrival.
+            seen = self.weight > 0 and (math.isnan(self.value) or self.value > value)
+            self.value = self.value if seen else value
+        elif self.reduction is Reduction.last:
+            self.value = value
+        else:
+            self.value += value * weight
+        self.weight += weight
+
+    def result(self) -> float:
+        return self.value / self.weight if self.reduction is Reduction.mean else self.value
+
+
+class Meters:
+    """Values gathered between two writes.
+
+    Example:
+        >>> (meters := Meters()).mean("rollout/reward_mean", 1.0)
+        >>> meters.mean("rollout/reward_mean", 0.0, weight=3)
+        >>> meters.reduce()
+        {'rollout/reward_mean': 0.25}
+    """
+
+    def __init__(self) -> None:
+        self._meters: dict[str, _Meter] = {}
+
+    def sum(self, name: str, value: float) -> None:
+        """Add to a total."""
+        self._add(Reduction.sum, name, value, 1.0)
+
+    def mean(self, name: str, value: float, weight: float = 1.0) -> None:
+        """Add to a mean; ``weight`` says how many values this one stands for, and 0 changes nothing."""
+        self._add(Reduction.mean, name, value, weight)
+
+    def max(self, name: str, value: float) -> None:
+        """Keep the largest; a NaN stays."""
+        self._add(Reduction.max, name, value, 1.0)
+
+    def last(self, name: str, value: float) -> None:
+        """Keep the latest."""
+        self._add(Reduction.last, name, value, 1.0)
+
+    def reduce(self) -> dict[str, float]:
+        """One number per name, in order of names; the meters start anew."""
+        reduced = {name: meter.result() for name, meter in sorted(self._meters.items())}
+        self._meters.clear()
+        return reduced
+
+    def _add(self, reduction: Reduction, name: str, value: float, weight: float) -> None:
+        require_documented(name)
+        if weight < 0:
+            raise ValueError(f"metric {name!r}: weight {weight} is negative, give a count")
+        if weight == 0:
+            return
+        meter = self._meters.setdefault(name, _Meter(reduction))
+        if meter.reduction is not reduction:
+            raise ValueError(
+                f"metric {name!r} is a {meter.reduction.value}, not a {reduction.value}: choose one"
+            )
+        meter.add(float(value), weight)
+
+
+class MetricsWriter:
+    """Appends ``metrics.jsonl``, TensorBoard events and, if asked, W&B.
+
+    Args:
+        run_dir: the run folder; events go to ``run_dir/tensorboard``.
+        wandb: also log to Weights & Biases.
+        config: plain containers shown beside the W&B run.
+        clock: seconds, monotonic; injected so that tests need no waiting.
+
+    Raises:
+        ConfigError: ``wandb`` is asked for and its package is missing.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        wandb: bool = False,
+        config: Mapping[str, Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._wandb = _start_wandb(run_dir, config) if wandb else None
+        self._file = run_dir / "metrics.jsonl"
+        self._clock = clock
+        self._keep(lambda line: True)
+        (events := run_dir / "tensorboard").mkdir(parents=True, exist_ok=True)
+        # Written at once by this thread: what a kill leaves behind is what was reported.
+        name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
+        self._events = RecordWriter((events / name).open("wb"))
+        self._event(file_version="brain.Event:2")
+
+    def write(self, update: int, values: Mapping[str, float]) -> None:
+        """Append one line: ``update``, ``seconds`` since the run began (earlier lives included), values.
+
+        A value that is not finite becomes null in the file, since JSON has no NaN.
+
+        Raises:
+            ValueError: a name is not documented; nothing is written.
+            RunFolderError: the disk refuses.
+        """
+        for name in values:
+            require_documented(name)
+        numbers = {name: float(value) for name, value in values.items()}
+        plain = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+        line = {"update": update, "seconds": round(self._clock() - self._started, 3), **plain}
+        try:
+            with self._file.open("a") as file:
+                file.write(json.dumps(line, allow_nan=False) + "\n")
+            scalars = [Summary.Value(tag=name, simple_value=value) for name, value in numbers.items()]
+            self._event(step=update, summary=Summary(value=scalars))
+        except OSError as error:
+            raise RunFolderError(f"{self._file} cannot grow ({error}): free the disk, resume") from error
+        if self._wandb is not None:
+            self._wandb.log({"seconds": line["seconds"], **numbers}, step=update)
+
+    def truncate(self, update: int) -> None:
+        """After a resume at ``update``: forget every line and event of later updates."""
+        self._keep(lambda line: line["update"] <= update)
+        self._event(step=update + 1, session_log=SessionLog(status=SessionLog.START))
+
+    def close(self) -> None:
+        """Close the files; twice is harmless."""
+        if not self._events.closed:
+            self._events.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+            self._wandb = None
+
+    def _keep(self, wanted: Callable[[dict[str, Any]], bool]) -> None:
+        """Keep the wanted whole lines (a kill may tear the last one); the clock goes on from them."""
+        text = self._file.read_text() if self._file.exists() else ""
+        whole = text[: text.rfind("\n") + 1].splitlines(keepends=True)
+        kept = [(line, row) for line in whole if wanted(row := json.loads(line))]
+        if (content := "".join(line for line, _ in kept)) != text:
+            temporary = self._file.with_name(f".{self._file.name}.tmp")
+            temporary.write_text(content)
+            temporary.replace(self._file)
+        self._started = self._clock() - max((row["seconds"] for _, row in kept), default=0.0)
+
+    def _event(self, **fields: Any) -> None:
+        self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
+        self._events.flush()
+
+
+def _start_wandb(run_dir: Path, config: Mapping[str, Any] | None) -> Any:
+    try:
+        wandb = importlib.import_module("wandb")
+    except ImportError as error:
+        raise ConfigError("run.wandb", True, "pip install wandb, or set run.wandb=false") from error
+    return wandb.init(project="perilune", name=run_dir.name, dir=str(run_dir), config=dict(config or {}))

@@ -1,0 +1,170 @@
+"""The forward of the Llama and Qwen families over slots: one token here, one there, keys in a cache.
+
+It reads the same named weights as the transformers classes and repeats their arithmetic, rounding
+included, so that log-probs agree with the learner's. It exists because a decoding step is a handful of
+small matrix products, where the general network spends most of its time between them. Every pass has a
+fixed number of rows: then neither position in the batch nor neighbours change a bit of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from engine.errors import ModelError
+from engine.ops.packed_attention import slot_attention
+
+
+class DecoderLayer:
+    """Fused weights of one layer."""
+
+    def __init__(self, config: Any, dtype: torch.dtype, bias: bool, head_norm: bool) -> None:
+        width, size = config.hidden_size, config.head_dim
+        rows = (config.num_attention_heads + 2 * config.num_key_value_heads) * size
+        self.query_key_value = torch.empty(rows, width, dtype=dtype)
+        self.bias = torch.empty(rows, dtype=dtype) if bias else None
+        self.output = torch.empty(width, config.num_attention_heads * size, dtype=dtype)
+        self.gate_up = torch.empty(2 * config.intermediate_size, width, dtype=dtype)
+        self.down = torch.empty(width, config.intermediate_size, dtype=dtype)
+        self.attention_norm = torch.empty(width, dtype=dtype)
+        self.feed_forward_norm = torch.empty(width, dtype=dtype)
+        self.query_norm = torch.empty(size, dtype=dtype) if head_norm else None
+        self.key_norm = torch.empty(size, dtype=dtype) if head_norm else None
+
+    def load(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
+        """Copy one layer's named weights into the fused ones."""
+
+        def fill(target: Tensor, *names: str) -> None:
+            start = 0
+            for name in names:
+                source = tensors[prefix + name]
+                target[start : start + len(source)].copy_(source)
+                start += len(source)
+
+        attention = [f"self_attn.{part}_proj" for part in ("q", "k", "v")]
+        fill(self.query_key_value, *(f"{name}.weight" for name in attention))
+        if self.bias is not None:
+            fill(self.bias, *(f"{name}.bias" for name in attention))
+        fill(self.output, "self_attn.o_proj.weight")
+        fill(self.gate_up, "mlp.gate_proj.weight", "mlp.up_proj.weight")
+        fill(self.down, "mlp.down_proj.weight")
+        fill(self.attention_norm, "input_layernorm.weight")
+        fill(self.feed_forward_norm, "post_attention_layernorm.weight")
+        if self.query_norm is not None and self.key_norm is not None:
+            fill(self.query_norm, "self_attn.q_norm.weight")
+            fill(self.key_norm, "self_attn.k_norm.weight")
+
+
+class Decoder:
+    """A decoder-only network whose tokens name the slot and position they belong to."""
+
+    def __init__(self, config: Any, dtype: torch.dtype, context_tokens: int) -> None:
+        """Allocate weights for a transformers ``config``.
+
+        Raises:
+            ModelError: the family is not one that this forward repeats.
+        """
+        family = config.model_type
+        if family not in ("llama", "mistral", "qwen2", "qwen3"):
+            raise ModelError(f"the native sampler knows llama, mistral, qwen2 and qwen3, not {family!r}")
+        if getattr(config, "head_dim", None) is None:
+            config.head_dim = config.hidden_size // config.num_attention_heads
+        if config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
+            raise ModelError("the native sampler knows gated SiLU layers without bias only")
+        self.config = config
+        self.dtype = dtype
+        bias = family == "qwen2" or bool(getattr(config, "attention_bias", False))
+        self.layers = [
+            DecoderLayer(config, dtype, bias, family == "qwen3") for _ in range(config.num_hidden_layers)
+        ]
+        self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.tied = bool(config.tie_word_embeddings)
+        self.head = self.embedding if self.tied else torch.empty_like(self.embedding)
+        self.norm = torch.empty(config.hidden_size, dtype=dtype)
+        self.cosine, self.sine = self._rotation(context_tokens)
+
+    def _rotation(self, context_tokens: int) -> tuple[Tensor, Tensor]:
+        """[C, 1, d] cosines and sines, from transformers' own rotary module so that scaling agrees."""
+        from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+
+        rotary = LlamaRotaryEmbedding(self.config)
+        like = torch.empty(1, 1, dtype=self.dtype)
+        cosine, sine = rotary(like, torch.arange(context_tokens)[None])
+        return cosine[0][:, None].contiguous(), sine[0][:, None].contiguous()
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy named weights in, converting to the decoder's type.
+
+        Raises:
+            ModelError: a tensor is missing or has another shape.
+        """
+        try:
+            self.embedding.copy_(tensors["model.embed_tokens.weight"])
+            self.norm.copy_(tensors["model.norm.weight"])
+            if not self.tied:
+                self.head.copy_(tensors["lm_head.weight"])
+            for index, layer in enumerate(self.layers):
+                layer.load(f"model.layers.{index}.", tensors)
+        except KeyError as error:
+            raise ModelError(f"the weights lack {error}: they belong to another model") from None
+        except RuntimeError as error:
+            raise ModelError(f"the weights do not fit this model: {error}") from None
+
+    def allocate(self, slots: int, context_tokens: int) -> tuple[Tensor, Tensor]:
+        """Zeroed keys and values, each [layers, S, C, heads, d]."""
+        config = self.config
+        shape = (len(self.layers), slots, context_tokens, config.num_key_value_heads, config.head_dim)
+        return torch.zeros(shape, dtype=self.dtype), torch.zeros(shape, dtype=self.dtype)
+
+    @torch.no_grad()
+    def forward(self, tokens: Tensor, slot: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Run F tokens, write their keys and values, return [F, D] hidden states after the final norm.
+
+        Args:
+            tokens: [F] int64 ids.
+            slot: [F] int64 row of the cache that each token belongs to.
+            position: [F] int64 position within its sequence; -1 marks a row that computes nothing real.
+            keys: [layers, S, C, heads, d], written at (slot, position).
+            values: like ``keys``.
+        """
+        hidden = functional.embedding(tokens, self.embedding)
+        real = position >= 0
+        place = position.clamp(min=0)
+        cosine, sine = self.cosine[place], self.sine[place]
+        rows = real.nonzero().flatten()
+        where = (slot[rows], position[rows])
+        for index, layer in enumerate(self.layers):
+            mixed = self._attend(layer, hidden, cosine, sine, rows, where, slot, position,
+                                 keys[index], values[index])
+            hidden = hidden + mixed
+            normed = self._rms_norm(hidden, layer.feed_forward_norm)
+            gate, up = functional.linear(normed, layer.gate_up).chunk(2, dim=-1)
+            hidden = hidden + functional.linear(functional.silu(gate) * up, layer.down)
+        return self._rms_norm(hidden, self.norm)
+
+    def _rms_norm(self, value: Tensor, weight: Tensor) -> Tensor:
+        return functional.rms_norm(value, (value.shape[-1],), weight, self.config.rms_norm_eps)
+
+    def _attend(self, layer: DecoderLayer, hidden: Tensor, cosine: Tensor, sine: Tensor, rows: Tensor,
+                where: tuple[Tensor, Tensor], slot: Tensor, position: Tensor, keys: Tensor,
+                values: Tensor) -> Tensor:
+        config = self.config
+        heads, shared = config.num_attention_heads, config.num_key_value_heads
+        normed = self._rms_norm(hidden, layer.attention_norm)
+        fused = functional.linear(normed, layer.query_key_value, layer.bias)
+        fused = fused.view(len(fused), heads + 2 * shared, config.head_dim)
+        turned = fused[:, : heads + shared]
+        if layer.query_norm is not None and layer.key_norm is not None:
+            turned = torch.cat([self._rms_norm(turned[:, :heads], layer.query_norm),
+                                self._rms_norm(turned[:, heads:], layer.key_norm)], dim=1)
+        first, second = turned.chunk(2, dim=-1)
+        turned = turned * cosine + torch.cat([-second, first], dim=-1) * sine
+        keys[where] = turned[rows, heads:]
+        values[where] = fused[rows, heads + shared :]
+        query = turned[:, :heads].contiguous()
+        mixed = slot_attention(query, keys, values, slot, position, config.head_dim ** -0.5)
+        return functional.linear(mixed.reshape(len(mixed), -1), layer.output)

@@ -1,0 +1,30 @@
+"""Checks at the front door of every op: what was expected, what came."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def describe(tensor: Tensor) -> str:
+    """Shape and dtype of a tensor, as it stands in an error.
+
+    Example:
+        >>> import torch
+        >>> describe(torch.zeros(2, 3))
+        '[2, 3] float32'
+    """
+    return f"{list(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"
+
+
+def expect(condition: bool, argument: str, expected: str, came: object) -> None:
+    """Raise ``ValueError`` naming argument, expectation and what came, unless the condition holds."""
+    if not condition:
+        shown = describe(came) if isinstance(came, Tensor) else str(came)
+        raise ValueError(f"{argument}: expected {expected}, got {shown}")
+
+
+def expect_range(values: Tensor, argument: str, low: int, high: int) -> None:
+    """Raise ``ValueError`` unless every value lies in low..high - 1; reads the values."""
+    if values.numel():
+        least, most = int(values.min()), int(values.max())
+        expect(low <= least and most < high, argument, f"values in {low}..{high - 1}", f"{least}..{most}")

@@ -1,0 +1,94 @@
+"""The compiled half of the ops: is it there, and which instructions may it use.
+
+``engine.ops._C`` is built by ``setup.py``. Without it every op runs its readable reference, which is said
+once on the logger ``perilune.ops``. Two environment variables steer the choice, both read at import:
+
+``PERILUNE_OPS``
+    ``auto`` (default) or ``reference``: leave the extension alone.
+``PERILUNE_OPS_LEVEL``
+    ``amx``, ``avx512``, ``avx2`` or ``plain``: use no more than this. A level that the processor lacks is
+    refused.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from engine.errors import ConfigError
+
+LEVELS = ("plain", "avx2", "avx512", "amx")
+"""Instruction levels in rising order."""
+
+_log = logging.getLogger("perilune.ops")
+
+
+def _load() -> bool:
+    choice = os.environ.get("PERILUNE_OPS", "auto")
+    if choice not in ("auto", "reference"):
+        raise ConfigError("PERILUNE_OPS", choice, "set it to auto or reference, or leave it unset")
+    if choice == "reference":
+        return False
+    try:
+        importlib.import_module("engine.ops._C")
+    except ImportError as error:
+        _log.warning(
+            "the compiled ops are missing, the slower references serve: run "
+            "`python setup.py build_ext --inplace` (%s)",
+            error,
+        )
+        return False
+    wanted = os.environ.get("PERILUNE_OPS_LEVEL")
+    if wanted is not None:
+        force_level(wanted)
+    return True
+
+
+def force_level(wanted: str) -> None:
+    """Use the instructions of one level from now on; for tests and for hunting differences.
+
+    Raises:
+        ConfigError: the name is unknown, or the processor lacks the level.
+    """
+    if wanted not in LEVELS:
+        raise ConfigError("PERILUNE_OPS_LEVEL", wanted, f"choose one of {', '.join(LEVELS)}")
+    if not torch.ops.perilune.set_cpu_level(wanted):
+        best = torch.ops.perilune.best_cpu_level()
+        raise ConfigError("PERILUNE_OPS_LEVEL", wanted, f"this processor reaches {best} at most")
+
+
+_available = _load()
+
+
+def available() -> bool:
+    """Whether the compiled ops are loaded."""
+    return _available
+
+
+def level() -> str:
+    """``amx``, ``avx512``, ``avx2`` or ``plain``; ``reference`` without the extension."""
+    return str(torch.ops.perilune.cpu_level()) if _available else "reference"
+
+
+def register(
+    name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]
+) -> Callable[..., Any]:
+    """Make ``perilune::name`` callable on every device and visible to ``torch.compile``.
+
+    The reference serves every device that has no kernel of its own. With the extension loaded the schema
+    already stands in ``csrc/bindings/schema.cpp``; without it, it is defined here.
+
+    Returns:
+        The op, as a Python callable.
+    """
+    qualified = f"perilune::{name}"
+    if not _available:
+        torch.library.define(qualified, schema)
+    torch.library.impl(qualified, "default", reference)
+    torch.library.register_fake(qualified, fake)
+    return getattr(torch.ops.perilune, name).default  # type: ignore[no-any-return]

@@ -1,0 +1,180 @@
+"""How the tensors of one version lie in one run of bytes, and the digests that prove they arrived whole.
+
+Name-sorted tensors at 64-byte offsets, tied ones once; the bytes are cut into buckets, each with an xxh3-64
+digest; xxh3-128 over those is the digest of the version.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import xxhash
+from torch import Tensor
+
+from engine.errors import WeightChannelError
+from engine.records.manifest import Bucket, Manifest, TensorEntry
+from engine.records.version import PolicyVersion
+
+ALIGNMENT = 64
+"""Bytes; a cache line, and enough for every vector load."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StagedWeights:
+    """One verified version, ready to be served.
+
+    The staging memory is reused only once no tensor views it any more: keep a tensor and its bytes stay.
+    """
+
+    version: PolicyVersion
+    digest: str
+    """The manifest's digest, which the generator acknowledges."""
+    tensors: Mapping[str, Tensor]
+    """Every name, aliases included; tied names give the same tensor."""
+
+
+def _tied(tensors: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
+    """Name-sorted groups of names whose tensors are the same memory seen the same way."""
+    groups: dict[tuple[object, ...], list[str]] = {}
+    for name in sorted(tensors):
+        t = tensors[name]
+        key = (t.data_ptr(), t.device, t.dtype, t.shape, t.stride()) if t.numel() else (name,)
+        groups.setdefault(key, []).append(name)
+    return [tuple(names) for names in groups.values()]
+
+
+def _aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT
+
+
+def plan_entries(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> tuple[TensorEntry, ...]:
+    """Where each tensor goes; floating ones become ``dtype`` (None: stay as they are).
+
+    Raises:
+        WeightChannelError: there is no tensor.
+    """
+    if not tensors:
+        raise WeightChannelError("no tensors to publish: give the policy's named weights")
+    entries, offset = [], 0
+    for name, *aliases in _tied(tensors):
+        source = tensors[name]
+        target = dtype if dtype is not None and source.is_floating_point() else source.dtype
+        num_bytes = source.numel() * target.itemsize
+        entries.append(
+            TensorEntry(
+                name,
+                tuple(source.shape),
+                str(target).removeprefix("torch."),
+                offset,
+                num_bytes,
+                tuple(aliases),
+            )
+        )
+        offset = _aligned(offset + num_bytes)
+    return tuple(entries)
+
+
+def total_bytes(entries: tuple[TensorEntry, ...]) -> int:
+    """Bytes of the whole run, padding included; at least one alignment unit."""
+    last = entries[-1]
+    return max(ALIGNMENT, _aligned(last.offset + last.num_bytes))
+
+
+def view_entry(entry: TensorEntry, memory: Tensor) -> Tensor:
+    """The entry's tensor as a view over ``memory`` (uint8, one axis); copies nothing."""
+    raw = memory[entry.offset : entry.offset + entry.num_bytes]
+    return raw.view(torch_dtype(entry.dtype)).view(entry.shape)
+
+
+def write_entries(entries: tuple[TensorEntry, ...], tensors: Mapping[str, Tensor], memory: Tensor) -> None:
+    """Copy every tensor to its place, casting on the way; the only copy the sender makes."""
+    with torch.no_grad():
+        for entry in entries:
+            view_entry(entry, memory).copy_(tensors[entry.name])
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    """The dtype that a manifest names.
+
+    Raises:
+        WeightChannelError: torch has no such dtype.
+    """
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype):
+        raise WeightChannelError(f"manifest names dtype {name!r}, which torch {torch.__version__} lacks")
+    return dtype
+
+
+def bucket_digest(memory: Tensor, offset: int, num_bytes: int) -> str:
+    """xxh3-64 of a range of ``memory`` (uint8, one axis, CPU), hexadecimal."""
+    return xxhash.xxh3_64_hexdigest(memory[offset : offset + num_bytes].numpy().data)
+
+
+def digest_buckets(memory: Tensor, bucket_mib: int) -> tuple[Bucket, ...]:
+    """The bytes cut into buckets of ``bucket_mib`` MiB, each with its digest."""
+    step, size = bucket_mib * 2**20, memory.numel()
+    ranges = [(offset, min(step, size - offset)) for offset in range(0, size, step)]
+    return tuple(Bucket(offset, count, bucket_digest(memory, offset, count)) for offset, count in ranges)
+
+
+def version_digest(buckets: tuple[Bucket, ...]) -> str:
+    """xxh3-128 over the bucket digests in order, hexadecimal."""
+    return xxhash.xxh3_128_hexdigest("".join(bucket.digest for bucket in buckets).encode())
+
+
+def check_manifest(manifest: Manifest) -> None:
+    """Refuse a manifest that contradicts itself, before any byte is read for it.
+
+    Raises:
+        WeightChannelError: its digest, bucket ranges or tensor ranges do not fit together.
+    """
+    if version_digest(manifest.buckets) != manifest.digest:
+        raise WeightChannelError(
+            f"version {manifest.version}: manifest digest {manifest.digest} is not that of its buckets; "
+            "ask the learner for the manifest again"
+        )
+    end = 0
+    for bucket in manifest.buckets:
+        if bucket.offset != end:
+            raise WeightChannelError(
+                f"version {manifest.version}: bucket at byte {bucket.offset}, expected {end}; "
+                "ask the learner for the manifest again"
+            )
+        end += bucket.num_bytes
+    for entry in manifest.tensors:
+        need = math.prod(entry.shape) * torch_dtype(entry.dtype).itemsize
+        if entry.num_bytes != need or entry.offset % ALIGNMENT or entry.offset + need > end:
+            raise WeightChannelError(
+                f"version {manifest.version}: tensor {entry.name!r} of shape {entry.shape} {entry.dtype} "
+                f"takes {need} bytes, manifest says {entry.num_bytes} at {entry.offset} of {end}"
+            )
+
+
+def staged_tensors(manifest: Manifest, memory: Tensor) -> dict[str, Tensor]:
+    """Every name of the manifest as a view over ``memory``; aliases give the same tensor."""
+    tensors = {}
+    for entry in manifest.tensors:
+        view = view_entry(entry, memory)
+        for name in (entry.name, *entry.aliases):
+            tensors[name] = view
+    return tensors
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """xxh3-128 of the master weights: name, dtype, shape and bytes in order of names, tied tensors once.
+
+    Equal digests mean equal weights bit for bit, on any machine and in any channel.
+
+    Example:
+        >>> weights_digest({"a": torch.zeros(2)}) == weights_digest({"a": torch.zeros(1, 2)})
+        False
+    """
+    digest = xxhash.xxh3_128()
+    for name, *_ in _tied(tensors):
+        tensor = tensors[name].detach()
+        digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
+        digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -1,0 +1,96 @@
+"""Install Perilune; where a C++ compiler is at hand, build its compiled ops as well."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import sysconfig
+from glob import glob
+from pathlib import Path
+from typing import Any
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+INSTALL = [
+    "torch>=2.11,<2.14",
+    "transformers>=5.16,<5.24",
+    "ray[default]>=2.59",
+    "hydra-core>=1.3,<1.4",
+    "msgpack",
+    "numpy",
+    "tensorboard",
+    "xxhash",
+    "rich",
+    "reasoning-gym",
+    "math-verify",
+    "safetensors",
+    "tokenizers",
+]
+EXTRAS = {
+    "packaged": ["gguf", "accelerate"],
+    "lora": ["peft"],
+    "data": ["pyarrow"],
+    "bench": ["trl==1.16.*"],
+    "gpu": ["cupy-cuda13x"],
+    "vllm": ["vllm"],
+    "wandb": ["wandb"],
+    "test": ["pytest", "hypothesis", "ruff", "mypy", "import-linter"],
+}
+
+
+def missing_for_extension() -> str:
+    """What the compiled ops lack here; empty when they can be built."""
+    compiler = os.environ.get("CXX", "c++").split()[0]
+    if shutil.which(compiler) is None and shutil.which("g++") is None:
+        return f"no C++ compiler ({compiler})"
+    if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
+        return "no Python.h (install the development files of this Python)"
+    try:
+        import torch.utils.cpp_extension  # noqa: F401
+    except ImportError as error:
+        return f"no torch in the building environment ({error}); use pip install --no-build-isolation"
+    return ""
+
+
+def extension() -> dict[str, Any]:
+    """Keyword arguments of ``setup`` that build ``engine.ops._C``, or none."""
+    reason = missing_for_extension()
+    if reason:
+        print(f"perilune: {reason}: no compiled ops, the readable references serve", file=sys.stderr)
+        return {}
+    from torch.utils.cpp_extension import BuildExtension, CppExtension
+
+    sources = sorted(glob("csrc/cpu/*.cpp", root_dir=HERE) + glob("csrc/bindings/*.cpp", root_dir=HERE))
+    # The vector types never cross a library border (psabi); GCC's own AVX-512 headers trip the last warning.
+    quiet = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
+    flags = ["-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", *quiet]
+    module = CppExtension("engine.ops._C", sources, extra_compile_args=flags, extra_link_args=["-fopenmp"])
+    ninja = shutil.which("ninja") is not None
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=ninja)},
+    }
+
+
+def long_description() -> str:
+    """The README, once there is one."""
+    readme = HERE / "README.md"
+    return readme.read_text(encoding="utf-8") if readme.exists() else ""
+
+
+setup(
+    name="perilune",
+    version="0.1.0",
+    description="An actor-model, asynchronous reinforcement-learning engine for language models",
+    long_description=long_description(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["engine", "engine.*", "actors", "actors.*", "tools", "tools.*"]),
+    install_requires=INSTALL,
+    extras_require=EXTRAS,
+    entry_points={"console_scripts": ["perilune = tools.perilune:main"]},
+    **extension(),
+)

@@ -1,0 +1,75 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from engine.errors import ConfigError
+from engine.ops import extension, packed_attention, sample, token_logprob
+
+PROBE = """
+import logging, sys
+logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
+if "missing" in sys.argv: sys.modules["engine.ops._C"] = None
+import torch
+from engine.ops import extension, sample, token_logprob
+hidden, weight = torch.ones(2, 32), torch.ones(40, 32)
+target, scale = torch.tensor([0, 1]), torch.ones(1)
+hidden.requires_grad_()
+logprob, entropy, lse = token_logprob.token_logprob(hidden, weight, target, scale)
+logprob.sum().backward()
+token, _ = sample.sample(hidden.detach(), weight, torch.ones(2), target, target)
+print(extension.level(), extension.available(), token.tolist())
+for name in ("token_logprob", "logit_gradient", "sample"):
+    print(getattr(torch.ops.perilune, name).default._schema)
+"""
+
+
+def probe(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", PROBE, *arguments],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+
+
+def test_reference_and_missing_extension_serve() -> None:
+    forced = probe(PERILUNE_OPS="reference")
+    assert forced.stdout.startswith("reference False"), forced.stderr
+    missing = probe("missing", PERILUNE_OPS="auto")
+    assert missing.stdout.count("perilune.ops WARNING the compiled ops are missing") == 1, missing.stderr
+    # Defined from Python or from C++, the schemas are the same, and so are the draws.
+    schemas = [line for line in forced.stdout.splitlines() if line.startswith("perilune::")]
+    ours = [
+        getattr(torch.ops.perilune, name).default for name in ("token_logprob", "logit_gradient", "sample")
+    ]
+    assert schemas == [str(op._schema) for op in ours]
+    target = torch.tensor([0, 1])
+    token, _ = sample.sample(torch.ones(2, 32), torch.ones(40, 32), torch.ones(2), target, target)
+    assert str(token.tolist()) in forced.stdout
+
+
+def test_unknown_choice_is_refused() -> None:
+    result = probe(PERILUNE_OPS="refrence")
+    assert result.returncode != 0
+    assert "PERILUNE_OPS='refrence': set it to auto or reference" in result.stderr
+
+
+def test_force_level(level: str) -> None:
+    assert extension.level() == level
+    with pytest.raises(ConfigError, match="choose one of plain, avx2, avx512, amx"):
+        extension.force_level("neon")
+
+
+def test_every_op_is_registered() -> None:
+    for op in (token_logprob._op, token_logprob._gradient_op, sample._op, packed_attention._op):
+        assert op._schema.name.startswith("perilune::")
+        assert (
+            torch._C._dispatch_has_kernel_for_dispatch_key(op._schema.name, "CPU") == extension.available()
+        )

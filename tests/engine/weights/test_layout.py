@@ -1,0 +1,121 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.errors import WeightChannelError
+from engine.records.manifest import Manifest
+from engine.records.version import PolicyVersion
+from engine.weights.layout import (
+    ALIGNMENT,
+    check_manifest,
+    digest_buckets,
+    plan_entries,
+    staged_tensors,
+    total_bytes,
+    version_digest,
+    weights_digest,
+    write_entries,
+)
+
+
+def manifest_of(tensors, dtype=None, bucket_mib=1):
+    entries = plan_entries(tensors, dtype)
+    memory = torch.zeros(total_bytes(entries), dtype=torch.uint8)
+    write_entries(entries, tensors, memory)
+    buckets = digest_buckets(memory, bucket_mib)
+    digest = version_digest(buckets)
+    return Manifest(PolicyVersion(0, 1), entries, buckets, "memory", "test", digest), memory
+
+
+def test_entries_are_sorted_aligned_and_disjoint():
+    tensors = {"b": torch.ones(3), "a": torch.ones(5, dtype=torch.int64), "c": torch.tensor(2.0)}
+    entries = plan_entries(tensors, None)
+    assert [entry.name for entry in entries] == ["a", "b", "c"]
+    assert all(entry.offset % ALIGNMENT == 0 for entry in entries)
+    ends = [entry.offset + entry.num_bytes for entry in entries]
+    assert all(end <= entry.offset for end, entry in zip(ends, entries[1:], strict=False))
+    assert total_bytes(entries) >= ends[-1]
+
+
+def test_tied_tensors_stand_once_and_equal_values_do_not_tie():
+    shared = torch.randn(4, 4)
+    entries = plan_entries({"head": shared, "embed": shared.view(4, 4), "twin": shared.clone()}, None)
+    assert [(entry.name, entry.aliases) for entry in entries] == [("embed", ("head",)), ("twin", ())]
+
+
+def test_a_transposed_view_is_not_tied():
+    shared = torch.randn(4, 4)
+    manifest, memory = manifest_of({"plain": shared, "turned": shared.T})
+    staged = staged_tensors(manifest, memory)
+    assert torch.equal(staged["turned"], shared.T)
+
+
+def test_only_floating_tensors_are_cast():
+    tensors = {"weight": torch.randn(7), "count": torch.arange(3)}
+    manifest, memory = manifest_of(tensors, torch.bfloat16)
+    staged = staged_tensors(manifest, memory)
+    assert torch.equal(staged["weight"], tensors["weight"].to(torch.bfloat16))
+    assert torch.equal(staged["count"], tensors["count"])
+
+
+def test_empty_and_scalar_tensors_keep_their_shape():
+    tensors = {"none": torch.zeros(0, 3), "other": torch.zeros(0, 3), "scalar": torch.tensor(1.5)}
+    manifest, memory = manifest_of(tensors)
+    staged = staged_tensors(manifest, memory)
+    assert staged["none"].shape == (0, 3)
+    assert staged["scalar"].shape == ()
+    assert staged["scalar"] == 1.5
+
+
+def test_buckets_cover_every_byte():
+    manifest, memory = manifest_of({"a": torch.zeros(2**18 + 5)})
+    assert [bucket.offset for bucket in manifest.buckets] == [0, 2**20]
+    assert manifest.num_bytes == memory.numel()
+
+
+def test_nothing_to_publish_is_refused():
+    with pytest.raises(WeightChannelError, match="no tensors"):
+        plan_entries({}, None)
+
+
+def test_a_manifest_that_contradicts_itself_is_refused():
+    manifest, _ = manifest_of({"a": torch.zeros(2**18 + 5)})
+    check_manifest(manifest)
+    entry = manifest.tensors[0]
+    broken = {
+        "manifest digest": replace(manifest, digest="0"),
+        "bucket at byte": replace(
+            manifest, buckets=manifest.buckets[::-1], digest=version_digest(manifest.buckets[::-1])
+        ),
+        "takes": replace(manifest, tensors=(replace(entry, shape=(7,)),)),
+        "float17": replace(manifest, tensors=(replace(entry, dtype="float17"),)),
+    }
+    for words, bad in broken.items():
+        with pytest.raises(WeightChannelError, match=words):
+            check_manifest(bad)
+    outside = replace(entry, offset=manifest.num_bytes)
+    with pytest.raises(WeightChannelError, match="'a'"):
+        check_manifest(replace(manifest, tensors=(outside,)))
+
+
+def test_weights_digest_sees_names_shapes_bits_and_nothing_else():
+    weights = {"a": torch.randn(2, 3), "b": torch.randn(4)}
+    digest = weights_digest(weights)
+    assert digest == weights_digest({"b": weights["b"].clone(), "a": weights["a"].clone()})
+    flipped = {"a": weights["a"].clone(), "b": weights["b"]}
+    flipped["a"].view(torch.int32)[0, 0] ^= 1
+    changed = [
+        flipped,
+        {"a": weights["a"].view(3, 2), "b": weights["b"]},
+        {"c": weights["a"], "b": weights["b"]},
+        {"a": weights["a"]},
+    ]
+    assert digest not in [weights_digest(other) for other in changed]
+
+
+def test_weights_digest_reads_values_not_memory_order_and_ties_once():
+    weight = torch.randn(3, 5)
+    assert weights_digest({"a": weight.T}) == weights_digest({"a": weight.T.contiguous()})
+    assert weights_digest({"a": weight, "b": weight}) == weights_digest({"a": weight})
+    assert weights_digest({"a": torch.nn.Parameter(weight)}) == weights_digest({"a": weight})
