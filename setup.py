@@ -43,8 +43,8 @@ EXTRAS = {
 def missing_for_extension() -> str:
     """What the compiled ops lack here; empty when they can be built."""
     compiler = os.environ.get("CXX", "c++").split()[0]
-    if shutil.which(compiler) is None and shutil.which("g++") is None:
-        return f"no C++ compiler ({compiler})"
+    if shutil.which(compiler) is None:
+        return f"no C++ compiler called {compiler} (set CXX to another)"
     if not (Path(sysconfig.get_paths()["include"]) / "Python.h").exists():
         return "no Python.h (install the development files of this Python)"
     try:
@@ -63,10 +63,24 @@ def extension() -> dict[str, Any]:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     sources = sorted(glob("csrc/cpu/*.cpp", root_dir=HERE) + glob("csrc/bindings/*.cpp", root_dir=HERE))
-    # The vector types never cross a library border (psabi); GCC's own AVX-512 headers trip the last warning.
+    # No vector type crosses a library border (psabi); GCC's own AVX-512 headers trip the other warning.
     quiet = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
-    flags = ["-O3", "-fopenmp", "-ffp-contract=fast", "-fno-math-errno", "-fvisibility=hidden", *quiet]
-    module = CppExtension("engine.ops._C", sources, extra_compile_args=flags, extra_link_args=["-fopenmp"])
+    flags = [
+        "-O3",
+        "-fopenmp",
+        "-ffp-contract=fast",
+        "-fno-math-errno",
+        "-fvisibility=hidden",
+        "-g0",
+        *quiet,
+    ]
+    module = CppExtension(
+        "engine.ops._C",
+        sources,
+        depends=sorted(glob("csrc/*/*.h", root_dir=HERE)),
+        extra_compile_args=flags,
+        extra_link_args=["-fopenmp"],
+    )
     ninja = shutil.which("ninja") is not None
     return {
         "ext_modules": [module],
@@ -88,7 +102,11 @@ setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=find_packages(include=["engine", "engine.*", "actors", "actors.*", "tools", "tools.*"]),
+    packages=[
+        *find_packages(include=["engine", "engine.*", "actors", "actors.*", "tools", "tools.*"]),
+        "configs",
+    ],
+    package_data={"configs": ["*.yaml", "*/*.yaml"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["perilune = tools.perilune:main"]},

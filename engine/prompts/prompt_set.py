@@ -161,7 +161,7 @@ def _split(prompts: list[Prompt], config: PromptsConfig, origin: str) -> _Split:
             f"{origin} has {len(prompts)} different questions, prompts.num_heldout={config.num_heldout} "
             f"needs at least {config.num_heldout + 1}: hold out fewer, or give prompts.heldout_path"
         )
-    ranked = sorted(prompts, key=lambda prompt: int(prompt.prompt_id.split('/')[-1]))
+    ranked = sorted(prompts, key=lambda prompt: _rank(prompt, config.seed))
     chosen = {prompt.question_digest() for prompt in ranked[: config.num_heldout]}
     sides: _Split = ([], [])
     for prompt in prompts:
