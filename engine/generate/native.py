@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from engine.config.rollout import GeneratorConfig, RepetitionConfig
+from engine.config.rollout import RepetitionConfig
 from engine.config.schedule import InFlight
 from engine.errors import ConfigError
 from engine.generate.cache import SlotTable
@@ -34,31 +34,32 @@ from engine.records.work import Delivery, Request
 class NativeSampler:
     """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
 
-    def __init__(self, decoder: Decoder, config: GeneratorConfig, *, context_tokens: int,
+    def __init__(self, decoder: Decoder, slots: int, prefill_tokens: int, *, context_tokens: int,
                  stop_ids: Iterable[int], repetition: RepetitionConfig, seed: int) -> None:
         """Allocate slots; weights arrive by :meth:`swap` before the first step.
 
         Args:
             decoder: the forward, its weights still to be loaded.
-            config: slots and prefill rows.
+            slots: trajectories that decode at once.
+            prefill_tokens: rows of a prefill pass.
             context_tokens: capacity of a slot.
             stop_ids: tokens that end a response.
             repetition: when a response is looping.
             seed: of the run; part of every random key.
         """
         self._decoder = decoder
-        self._config = config
+        self._prefill_tokens = prefill_tokens
         self._seed = seed
-        self._table = SlotTable(*decoder.allocate(config.slots, context_tokens))
+        self._table = SlotTable(*decoder.allocate(slots, context_tokens))
         self._stop = StopRule(stop_ids, decoder.config.vocab_size)
-        self._watch = RepetitionWatch(repetition, config.slots) if repetition.enabled else None
+        self._watch = RepetitionWatch(repetition, slots) if repetition.enabled else None
         self._open: dict[int, OpenTrajectory] = {}
         self._waiting: deque[Request] = deque()
         self._pending: StagedWeights | None = None
-        self._keys = np.zeros(config.slots, np.int64)
-        self._temperature = np.zeros(config.slots, np.float32)
-        self._limit = np.zeros(config.slots, np.int64)
-        self._rows = torch.arange(config.slots)
+        self._keys = np.zeros(slots, np.int64)
+        self._temperature = np.zeros(slots, np.float32)
+        self._limit = np.zeros(slots, np.int64)
+        self._rows = torch.arange(slots)
         self._counts: Counter[str] = Counter()
         self._first_prefill: dict[int, str] = {}
         self.version = PolicyVersion(0, -1)
@@ -218,7 +219,7 @@ class NativeSampler:
                 return
 
     def _prefill_pass(self, unready: list[int]) -> None:
-        table, room = self._table, self._config.prefill_tokens
+        table, room = self._table, self._prefill_tokens
         tokens = np.zeros(room, np.int64)
         slots = np.zeros(room, np.int64)
         positions = np.full(room, -1, np.int64)
@@ -255,6 +256,11 @@ class NativeSampler:
     def idle(self) -> bool:
         """Nothing decodes and nothing waits."""
         return not self._open and not self._waiting
+
+    @property
+    def swap_pending(self) -> bool:
+        """Newer weights wait for the slots to empty."""
+        return self._pending is not None
 
     @property
     def open_requests(self) -> int:

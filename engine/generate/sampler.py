@@ -48,6 +48,10 @@ class Sampler(Protocol):
         """Nothing decodes and nothing waits."""
 
     @property
+    def swap_pending(self) -> bool:
+        """Newer weights wait for the slots to empty."""
+
+    @property
     def open_requests(self) -> int:
         """Requests in a slot or waiting for one."""
 

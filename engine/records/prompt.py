@@ -57,7 +57,7 @@ class Prompt:
 
         Held-out and training sets are split by it, so the same question never stands in both.
         """
-        text = "\n".join(f"{m.role}:{m.content}" for m in self.messages if m.role != "system")
+        text = "\n".join(f"{m.role}:{m.content.strip()}" for m in self.messages if m.role != "system")
         digest = xxhash.xxh3_128(_WHITESPACE.sub(" ", text).strip().lower().encode())
         for image in self.images:
             digest.update(image)

@@ -80,8 +80,8 @@ def test_a_mean_is_weighted_and_weight_zero_says_nothing():
 def test_a_nan_is_never_lost_in_a_maximum(values):
     meters = Meters()
     for value in values:
-        meters.max("judge/seconds_max", value)
-    assert math.isnan(meters.reduce()["judge/seconds_max"])
+        meters.max("schedule/staleness_max_versions", value)
+    assert math.isnan(meters.reduce()["schedule/staleness_max_versions"])
 
 
 def test_one_name_has_one_kind():

@@ -150,7 +150,7 @@ def test_a_forked_worker_does_not_keep_the_lock(tmp_path):
     assert lock is not None
     fork = multiprocessing.get_context("fork")
     here, there = fork.Pipe()
-    worker = fork.Process(target=lambda: (there.send("alive"), there.recv()))
+    worker = fork.Process(target=lambda: (there.send("alive"), there.recv()), daemon=True)
     worker.start()
     assert here.poll(30)
     assert FileLock.acquire(tmp_path / "lock") is None

@@ -1,0 +1,103 @@
+"""The generator: shell of a sampler and of the receiving end of the weight channel."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from engine.config.run import RunConfig
+from engine.errors import WeightChannelError
+from engine.generate.native import NativeSampler
+from engine.models.decoder import Decoder
+from engine.models.policy import DTYPES
+from engine.models.tokenizer import PolicyTokenizer
+from engine.records.work import GeneratorOrder, GeneratorReport
+from engine.weights.channel import open_receiver
+
+
+class Generator:
+    """Samples under the weights that it was last sent."""
+
+    def __init__(self, config: RunConfig, name: str, folder: str, run_id: str, slots: int,
+                 threads: int) -> None:
+        """Build the sampler; weights come with the first order.
+
+        Args:
+            config: of the run.
+            name: of this incarnation, stamped on every report.
+            folder: model folder, for its architecture and tokenizer.
+            run_id: names the weight channel.
+            slots: trajectories that decode at once.
+            threads: compute threads.
+        """
+        from transformers import AutoConfig
+
+        self._name = name
+        self._threads = threads
+        self._mode = config.schedule.in_flight
+        torch.set_num_threads(threads)
+        tokenizer = PolicyTokenizer.from_folder(Path(folder), config.rollout.stop_token_ids)
+        rollout, generator = config.rollout, config.generator
+        context = generator.context_tokens or rollout.max_prompt_tokens + rollout.max_response_tokens
+        decoder = Decoder(AutoConfig.from_pretrained(folder), DTYPES[generator.precision], context)
+        self.sampler = NativeSampler(
+            decoder, slots, generator.prefill_tokens, context_tokens=context,
+            stop_ids=tokenizer.stop_ids, repetition=rollout.repetition, seed=config.seed,
+        )
+        self._receiver = open_receiver(config.weights, run_id)
+
+    def advance(self, order: GeneratorOrder) -> GeneratorReport:
+        """Take weights, cut, admit, decode, in this order; hand over what left its slot."""
+        began = time.time()
+        torch.set_num_threads(self._threads)
+        refused = self._take_weights(order)
+        deliveries = self.sampler.cut_all() if order.cut_all else []
+        self.sampler.submit(order.requests)
+        for _ in range(order.max_steps):
+            if self.sampler.idle and not self.sampler.swap_pending:
+                break
+            deliveries += self.sampler.step()
+        counts = self.sampler.metrics()
+        return GeneratorReport(
+            generator=self._name,
+            deliveries=tuple(deliveries),
+            version=self.sampler.version,
+            digest=self.sampler.digest,
+            refused=refused,
+            generated_tokens=int(counts.get("sampled_tokens", 0)),
+            tokens_in_slots=self.sampler.tokens_in_slots,
+            open_requests=self.sampler.open_requests,
+            swaps_while_decoding=int(counts.get("swaps_while_decoding", 0)),
+            busy=((began, time.time()),),
+            prefilled_tokens=int(sum(v for k, v in counts.items() if k.startswith("prefilled_"))),
+        )
+
+    def _take_weights(self, order: GeneratorOrder) -> str:
+        """Stage, verify and swap; a refusal is reported and the old weights go on serving."""
+        if order.weights is None or order.weights.version == self.sampler.version:
+            return ""
+        try:
+            staged = self._receiver.receive(order.weights)
+        except WeightChannelError as error:
+            return str(error)
+        self.sampler.swap(staged, self._mode)
+        return ""
+
+    def metrics(self) -> dict[str, float]:
+        """The sampler's counters, and the slots' share in use while requests waited."""
+        return self.sampler.metrics()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing survives a restart: slots are cut before a checkpoint."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+
+    def close(self) -> None:
+        """Free the cache and leave the channel."""
+        self.sampler.close()
+        self._receiver.close()

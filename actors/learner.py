@@ -1,0 +1,143 @@
+"""The learner: shell of ``engine/learn`` and of the sending end of the weight channel."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from engine.config.run import RunConfig
+from engine.learn.packing import Sample
+from engine.learn.step import LearnerCore
+from engine.learn.tensor_file import (
+    optimiser_from_tensors,
+    optimiser_to_tensors,
+    tensors_from_file,
+    tensors_to_file,
+)
+from engine.models.policy import DTYPES, load_network, published_tensors, save_policy, with_adapter
+from engine.models.tokenizer import PolicyTokenizer
+from engine.records.codec import encode
+from engine.records.manifest import Manifest
+from engine.records.trajectory import Group
+from engine.records.update import UpdateReport
+from engine.records.version import PolicyVersion
+from engine.records.work import Delivery
+from engine.weights.channel import open_sender, weights_digest
+
+
+class Learner:
+    """Optimises the policy and publishes every version it commits."""
+
+    def __init__(self, config: RunConfig, folder: str, run_id: str, dumps: str = "") -> None:
+        """Load the policy.
+
+        Args:
+            config: of the run.
+            folder: Hugging Face folder of the first weights.
+            run_id: names the weight channel.
+            dumps: folder for consumed groups; empty: none are written.
+        """
+        self._threads = config.cluster.threads.learner
+        torch.set_num_threads(self._threads)
+        network = load_network(folder, config.learning.precision)
+        if config.model.adapter.rank:
+            network = with_adapter(network, config.model.adapter)
+        fixed = load_network(folder, config.learning.precision) if config.loss.kl_coefficient else None
+        self.core = LearnerCore(network, config, fixed)
+        self._tokenizer = PolicyTokenizer.from_folder(Path(folder))
+        self._dumps = Path(dumps) if dumps else None
+        self._sender = open_sender(config.weights, run_id, DTYPES[config.generator.precision])
+
+    def publish(self) -> Manifest:
+        """Write the current weights into the channel."""
+        torch.set_num_threads(self._threads)
+        return self._sender.publish(published_tensors(self.core.network), self.core.version)
+
+    def update(self, groups: Sequence[Group]) -> tuple[UpdateReport, Manifest | None]:
+        """One update; a committed one is published at once."""
+        torch.set_num_threads(self._threads)
+        if self._dumps is not None:
+            target = self._dumps / f"update-{self.core.version.updates:06d}.msgpack"
+            target.write_bytes(encode(list(groups)))
+        report = self.core.update(groups)
+        if not report.committed:
+            return report, None
+        began = time.time()
+        manifest = self.publish()
+        metrics = {**report.metrics, "publish/seconds": time.time() - began}
+        return replace(report, metrics=metrics), manifest
+
+    def logprob_gap(self, items: Sequence[tuple[NDArray[np.int32], Delivery]]) -> tuple[float, float]:
+        """Mean and largest absolute gap between behaviour and learner log-probs, nats."""
+        torch.set_num_threads(self._threads)
+        samples, behaviour = [], []
+        for index, (prompt_tokens, delivery) in enumerate(items):
+            tokens = np.concatenate([segment.token_ids for segment in delivery.segments])
+            logprob = np.concatenate([segment.behaviour_logprob for segment in delivery.segments])
+            heat = np.float32(1.0 / delivery.segments[0].temperature)
+            samples.append(Sample(prompt_tokens, tokens, np.ones(len(tokens), bool), logprob,
+                                  np.full(len(tokens), heat, np.float32), index))
+            behaviour.append(torch.from_numpy(logprob))
+        gap = (torch.cat(self.core.logprobs(samples)) - torch.cat(behaviour)).abs()
+        return float(gap.mean()), float(gap.max())
+
+    def digest(self) -> str:
+        """xxh3 over the fp32 master tensors."""
+        return weights_digest(self.core.optimiser.master_tensors())
+
+    # ---- checkpoint ----------------------------------------------------------------------------
+
+    def write_state(self, path: Path) -> None:
+        """Master weights, moments and version into one safetensors file and one beside it."""
+        state = self.core.state_dict()
+        optimiser = state["optimiser"]
+        tensors = {f"master.{name}": tensor for name, tensor in optimiser["master"].items()}
+        tensors |= {f"adam.{name}": t for name, t in optimiser_to_tensors(optimiser["adam"]).items()}
+        version = state["version"]
+        facts = {"steps": optimiser["steps"], "lineage": version.lineage, "updates": version.updates,
+                 "non_finite": state["non_finite"]}
+        tensors["facts"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
+        tensors_to_file(path, tensors)
+
+    def load_state(self, path: Path) -> None:
+        """The inverse of :meth:`write_state`, under a new lineage."""
+        tensors = tensors_from_file(path)
+        facts = json.loads(bytes(tensors["facts"].tolist()))
+
+        def part(prefix: str) -> dict[str, torch.Tensor]:
+            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+        version = PolicyVersion(facts["lineage"], facts["updates"])
+        self.core.load_state_dict({
+            "optimiser": {"master": part("master."), "adam": optimiser_from_tensors(part("adam.")),
+                          "steps": facts["steps"]},
+            "version": version.forked(), "non_finite": facts["non_finite"],
+        })
+
+    def save_model(self, folder: Path) -> None:
+        """Write a folder that transformers loads."""
+        save_policy(self.core.network, published_tensors(self.core.network), self._tokenizer, folder)
+
+    def metrics(self) -> dict[str, float]:
+        """Optimiser steps so far."""
+        return {"learn/optimiser_steps": float(self.core.optimiser.steps)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything, as tensors; checkpoints use :meth:`write_state`."""
+        return self.core.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse of :meth:`state_dict`."""
+        self.core.load_state_dict(state)
+
+    def close(self) -> None:
+        """Leave the channel; its memory is freed."""
+        self._sender.close()

@@ -1,0 +1,126 @@
+"""The questions each actor answers, over records alone.
+
+Everything else about an actor - where it lives, how a call reaches it, what happens when it dies - is
+``actors/cluster.py`` and ``actors/supervisor.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from engine.records.event import Judged
+from engine.records.manifest import Manifest
+from engine.records.prompt import Prompt
+from engine.records.trajectory import Group, Trajectory, Verdict
+from engine.records.update import UpdateReport
+from engine.records.work import Delivery, GeneratorOrder, GeneratorReport, Progress, Request
+
+
+class GeneratorPort(Protocol):
+    """Samples."""
+
+    def advance(self, order: GeneratorOrder) -> GeneratorReport:
+        """Take weights, cut, admit, decode, in this order; hand over what left its slot."""
+        ...
+
+
+class ReplayPort(Protocol):
+    """Holds trajectories between issue and training."""
+
+    def admit(self, group_id: int, prompt: Prompt, prompt_tokens: NDArray[np.int32],
+              trajectory_ids: Sequence[int]) -> None:
+        """Open a group."""
+        ...
+
+    def checkout(self, generator: str, trajectory_ids: Sequence[int]) -> tuple[Request, ...]:
+        """Lease trajectories to a generator."""
+        ...
+
+    def deliver(self, report: GeneratorReport) -> tuple[Progress, ...]:
+        """Keep what a generator made."""
+        ...
+
+    def to_judge(self, trajectory_ids: Sequence[int]) -> tuple[tuple[Prompt, Trajectory], ...]:
+        """Finished trajectories beside their prompts."""
+        ...
+
+    def judged(self, verdicts: Mapping[int, Verdict]) -> Judged:
+        """Keep verdicts."""
+        ...
+
+    def take(self, group_ids: Sequence[int], updates: int) -> tuple[Group, ...]:
+        """Complete groups leave for an update."""
+        ...
+
+    def forget(self, group_id: int) -> dict[int, int]:
+        """Drop a group."""
+        ...
+
+
+class JudgePort(Protocol):
+    """Judges."""
+
+    def judge(self, items: Sequence[tuple[Prompt, Trajectory]]) -> dict[int, Verdict]:
+        """Verdicts by trajectory id."""
+        ...
+
+    def texts(self, trajectories: Sequence[Trajectory]) -> list[str]:
+        """Responses as text."""
+        ...
+
+
+class LearnerPort(Protocol):
+    """Learns and publishes."""
+
+    def publish(self) -> Manifest:
+        """Write the current weights into the channel."""
+        ...
+
+    def update(self, groups: Sequence[Group]) -> tuple[UpdateReport, Manifest | None]:
+        """One update, and the manifest of what it committed."""
+        ...
+
+    def logprob_gap(self, items: Sequence[tuple[NDArray[np.int32], Delivery]]) -> tuple[float, float]:
+        """Mean and largest absolute gap to behaviour log-probs, nats: the canary."""
+        ...
+
+    def write_state(self, path: Path) -> None:
+        """Write everything of a checkpoint that belongs to the learner."""
+        ...
+
+    def load_state(self, path: Path) -> None:
+        """The inverse, under a new lineage."""
+        ...
+
+    def save_model(self, folder: Path) -> None:
+        """Write a folder that transformers loads."""
+        ...
+
+    def digest(self) -> str:
+        """xxh3 over the fp32 master tensors."""
+        ...
+
+
+class LongLived(Protocol):
+    """What every actor answers."""
+
+    def metrics(self) -> dict[str, float]:
+        """Counters and gauges."""
+        ...
+
+    def close(self) -> None:
+        """Free everything; twice is harmless."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What survives a restart."""
+        ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """The inverse."""
+        ...

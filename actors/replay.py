@@ -1,0 +1,14 @@
+"""The replay actor: shell of the replay buffer."""
+
+from __future__ import annotations
+
+from engine.config.run import RunConfig
+from engine.replay.buffer import ReplayBuffer
+
+
+class Replay(ReplayBuffer):
+    """The buffer as an actor; every question is the buffer's own."""
+
+    def __init__(self, config: RunConfig) -> None:
+        """An empty buffer for a run."""
+        super().__init__(config.rollout, config.reward, config.schedule.cut_tokens)

@@ -1,0 +1,126 @@
+"""The supervisor: starts actors, and alone restarts them, within a limit.
+
+A generator or a judge that dies is replaced under a new incarnation name, so that nothing its
+predecessor still says is believed. The learner and replay hold what cannot be made again; their death
+ends this life of the run, and the next one resumes from the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import Any
+
+from actors.cluster import Cluster, ask
+from actors.generator import Generator
+from actors.judge import Judge
+from actors.learner import Learner
+from actors.replay import Replay
+from engine.config.run import Only, RunConfig
+from engine.errors import ActorError
+
+REPLACEABLE = ("generator", "evaluator", "judge")
+
+
+class Restarts:
+    """At most so many restarts within a window of time, over all actors and lives of a run."""
+
+    def __init__(self, limit: int, window_s: float, clock: Callable[[], float]) -> None:
+        self._limit = limit
+        self._window_s = window_s
+        self._clock = clock
+        self._times: deque[float] = deque()
+        self.total = 0
+
+    def allow(self, error: ActorError) -> None:
+        """Count one restart.
+
+        Raises:
+            ActorError: too many of them; the run gives up.
+        """
+        now = self._clock()
+        while self._times and self._times[0] < now - self._window_s:
+            self._times.popleft()
+        if len(self._times) >= self._limit:
+            raise ActorError(
+                error.actor, error.during,
+                f"{error.detail}; {self._limit} restarts within {self._window_s:.0f} s were used up "
+                "(cluster.max_restarts)",
+            ) from error
+        self._times.append(now)
+        self.total += 1
+
+
+class Supervisor:
+    """Knows how every actor is made, and under which name it lives now."""
+
+    def __init__(self, cluster: Cluster, config: RunConfig, folder: str, run_id: str, dumps: str,
+                 restarts: Restarts) -> None:
+        self._cluster = cluster
+        self._config = config
+        self._folder = folder
+        self._run_id = run_id
+        self._dumps = dumps
+        self._restarts = restarts
+        self._incarnations: dict[str, int] = {}
+        self.generators: list[str] = []
+        self.judge = ""
+        self.evaluator = ""
+
+    def start_all(self) -> None:
+        """Start every actor and wait until each has answered once.
+
+        Raises:
+            ActorError: one did not answer within ``cluster.start_deadline_s``.
+        """
+        config = self._config
+        shared = {"config": config, "folder": self._folder, "run_id": self._run_id}
+        threads = config.cluster.threads
+        self._cluster.start("replay", Replay, {"config": config})
+        self._cluster.start("learner", Learner, {**shared, "dumps": self._dumps},
+                            cpus=config.cluster.learner_cpus, threads=threads.learner)
+        self.judge = self._start("judge")
+        self.evaluator = self._start("evaluator")
+        if config.train.only is not Only.learn:
+            self.generators = [
+                self._start(f"generator-{i}") for i in range(config.generator.num_generators)
+            ]
+        for name in ("replay", "learner", self.judge, self.evaluator, *self.generators):
+            ask(self._cluster, name, "metrics", deadline_s=config.cluster.start_deadline_s)
+
+    def _start(self, role: str) -> str:
+        self._incarnations[role] = self._incarnations.get(role, 0) + 1
+        name = f"{role}#{self._incarnations[role]}"
+        config, threads = self._config, self._config.cluster.threads
+        if role == "judge":
+            self._cluster.start(name, Judge, {"config": config, "folder": self._folder})
+            return name
+        evaluates = role == "evaluator"
+        count = threads.evaluator if evaluates else threads.generator
+        arguments: dict[str, Any] = {
+            "config": config, "name": name, "folder": self._folder, "run_id": self._run_id,
+            "slots": config.evaluation.slots if evaluates else config.generator.slots, "threads": count,
+        }
+        self._cluster.start(name, Generator, arguments, cpus=config.cluster.generator_cpus, threads=count)
+        return name
+
+    def replace(self, error: ActorError) -> str:
+        """End what is left of an actor and start its successor; returns the new name.
+
+        Raises:
+            ActorError: it is not replaceable, or the limit of restarts is reached.
+        """
+        role = error.actor.partition("#")[0]
+        if not role.startswith(REPLACEABLE):
+            raise error
+        self._restarts.allow(error)
+        self._cluster.kill(error.actor)
+        name = self._start(role)
+        if role == "judge":
+            self.judge = name
+        elif role == "evaluator":
+            self.evaluator = name
+        else:
+            self.generators = [name if old == error.actor else old for old in self.generators]
+        ask(self._cluster, name, "metrics", deadline_s=self._config.cluster.start_deadline_s)
+        return name
