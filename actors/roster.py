@@ -1,11 +1,19 @@
-"""What the controller knows of every outstanding group: states, versions and leases, never tokens."""
+"""What the controller knows of every outstanding group: states and versions, never tokens.
+
+Whatever the controller asks at every event (is anything flying, which groups are complete, how old are
+they) is counted where a member changes, so a question costs the same with ten groups and ten thousand.
+"""
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from engine.records.trajectory import DropReason
+
+KILLS_TO_QUARANTINE = 2
 READY, FLYING, SPENT, FINISHED, JUDGED = "ready", "flying", "spent", "finished", "judged"
 
 
@@ -15,10 +23,9 @@ class Member:
 
     trajectory_id: int
     oldest: int
-    """No token of it was sampled by an earlier version; exact once tokens arrived."""
+    """No token of it was or will be sampled by an earlier version; exact once it finished."""
     status: str = READY
     holder: str = ""
-    lease_until: float = 0.0
     length: int = 0
     deaths: int = 0
     """Generators that died with it."""
@@ -48,31 +55,193 @@ class OpenGroup:
 
 @dataclass(slots=True)
 class GeneratorSeat:
-    """A living generator: what it serves and how many trajectories it holds."""
+    """A living generator: what it serves, how many trajectories it holds, until when it may be silent."""
 
     version: int
     open_trajectories: int = 0
+    lease_until: float | None = None
+    """Seconds of the injected clock. None: it spoke or took work since the clock last told the time."""
+    cut_asked: bool = False
+    """It was asked to cut and has not spoken since."""
+
+
+class Seats:
+    """Living generators by name."""
+
+    def __init__(self) -> None:
+        self.by_name: dict[str, GeneratorSeat] = {}
+        self.fresh = 0
+        """What every living generator has served at some time: new groups are sampled by it or later."""
+
+    def __len__(self) -> int:
+        return len(self.by_name)
+
+    def _raise_fresh(self) -> None:
+        versions = (seat.version for seat in self.by_name.values())
+        self.fresh = max(self.fresh, min(versions, default=0))
+
+    def join(self, name: str, version: int) -> None:
+        """A generator lives."""
+        self.by_name[name] = GeneratorSeat(version)
+        self._raise_fresh()
+
+    def leave(self, name: str) -> None:
+        """A generator is gone; once more is harmless."""
+        self.by_name.pop(name, None)
+        self._raise_fresh()
+
+    def hear(self, name: str, version: int) -> GeneratorSeat | None:
+        """A generator spoke, which renews its lease; None when it is not believed to live."""
+        seat = self.by_name.get(name)
+        if seat is not None:
+            seat.version, seat.lease_until, seat.cut_asked = max(seat.version, version), None, False
+            self._raise_fresh()
+        return seat
+
+    def all_serve(self, version: int) -> bool:
+        """Somebody lives, and nobody serves anything older."""
+        return bool(self.by_name) and all(seat.version >= version for seat in self.by_name.values())
+
+    def take(self, oldest: int, count: int) -> str | None:
+        """The least loaded generator that serves ``oldest`` or newer gets ``count`` trajectories."""
+        able = [(s.open_trajectories, name) for name, s in self.by_name.items() if s.version >= oldest]
+        if not able:
+            return None
+        open_before, name = min(able)
+        seat = self.by_name[name]
+        seat.open_trajectories += count
+        if not open_before:
+            seat.lease_until = None
+        return name
+
+    def holders(self) -> list[str]:
+        """Who holds trajectories, by name."""
+        return sorted(name for name, seat in self.by_name.items() if seat.open_trajectories)
+
+    def heeds(self, now: float) -> bool:
+        """Whether this time starts or ends a lease."""
+        leases = (seat.lease_until for seat in self.by_name.values() if seat.open_trajectories)
+        return any(lease is None or lease < now for lease in leases)
+
+    def tick(self, now: float, lease_s: float) -> list[str]:
+        """Start the leases of all who spoke since the last tick; who let a lease expire, by name.
+
+        A lease counts from the first tick after the last word, never from an earlier one: however long
+        the clock was silent, nobody is ended for that.
+        """
+        late = []
+        for name in self.holders():
+            seat = self.by_name[name]
+            if seat.lease_until is None:
+                seat.lease_until = now + lease_s
+            elif seat.lease_until < now:
+                late.append(name)
+        return late
 
 
 class Roster:
-    """Outstanding groups by id, in order of issue."""
+    """Outstanding groups by id, in order of issue; a group leaves when it is trained or dropped."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_attempts: int) -> None:
+        """Nobody outstanding; ``max_attempts`` generators may die with a trajectory before it is given up."""
         self.groups: dict[int, OpenGroup] = {}
+        self.ages: Counter[int] = Counter()
+        """Oldest version -> groups."""
+        self.complete: set[int] = set()
+        """Ids of the groups that an update may take."""
+        self.training: set[int] = set()
+        """Ids of the groups that the learner has; they are beyond drops, and no longer counted."""
+        self._max_attempts = max_attempts
+        self._kills: Counter[str] = Counter()
         self._group_of: dict[int, tuple[OpenGroup, Member]] = {}
+        self._statuses: Counter[str] = Counter()
+        self._ready: set[int] = set()
+        self._doomed: set[int] = set()
 
     def add(self, group: OpenGroup) -> None:
-        """Take in a new group."""
+        """Take in a group, new or restored."""
         self.groups[group.group_id] = group
+        self.ages[group.oldest] += 1
         for member in group.members:
             self._group_of[member.trajectory_id] = (group, member)
+            self._statuses[member.status] += 1
+        if any(member.status == READY for member in group.members):
+            self._ready.add(group.group_id)
+        if group.complete:
+            self.complete.add(group.group_id)
+        if group.doomed:
+            self._doomed.add(group.group_id)
 
-    def remove(self, group_id: int) -> OpenGroup:
-        """A group was trained or dropped."""
+    def remove(self, group_id: int) -> None:
+        """Let go of a group: it is trained or dropped."""
         group = self.groups.pop(group_id)
+        if group_id not in self.training:
+            self._count_age(group.oldest, -1)
         for member in group.members:
             del self._group_of[member.trajectory_id]
-        return group
+            self._statuses[member.status] -= 1
+        for index in (self._ready, self.complete, self.training, self._doomed):
+            index.discard(group_id)
+
+    def _count_age(self, oldest: int, change: int) -> None:
+        self.ages[oldest] += change
+        if not self.ages[oldest]:
+            del self.ages[oldest]
+
+    def place(self, group: OpenGroup, member: Member, status: str, holder: str = "") -> None:
+        """A member enters a state; only a flying one has a holder."""
+        self._statuses[member.status] -= 1
+        self._statuses[status] += 1
+        member.status, member.holder = status, holder
+        if status == READY:
+            self._ready.add(group.group_id)
+        elif status == JUDGED and group.complete:
+            self.complete.add(group.group_id)
+
+    def stamp(self, group: OpenGroup, member: Member, oldest: int) -> None:
+        """More is known of the oldest version of a member."""
+        if oldest == member.oldest:
+            return
+        self._count_age(group.oldest, -1)
+        member.oldest = oldest
+        self._count_age(group.oldest, +1)
+
+    def doom(self, group: OpenGroup, reason: DropReason) -> None:
+        """Drop the group when its last flying member is back; the first reason stays, poison wins."""
+        if group.group_id in self.training:
+            return
+        if not group.doomed or reason is DropReason.poison_prompt:
+            group.doomed = reason.value
+        self._doomed.add(group.group_id)
+        self.complete.discard(group.group_id)
+
+    def bury(self, holder: str) -> None:
+        """A generator died: what it held is ready again, given up, or under suspicion.
+
+        A prompt that was being answered at ``KILLS_TO_QUARANTINE`` deaths, with no group of it trained
+        in between, is taken for their cause.
+        """
+        suspects: dict[str, int] = {}
+        for group, member in self.members(FLYING):
+            if member.holder == holder:
+                self.place(group, member, READY)
+                suspects[group.prompt_id] = 1
+                member.deaths += 1
+                if member.deaths >= self._max_attempts:
+                    self.doom(group, DropReason.given_up)
+        self._kills.update(suspects)
+        for group in self.groups.values():
+            if group.prompt_id in suspects and self._kills[group.prompt_id] >= KILLS_TO_QUARANTINE:
+                self.doom(group, DropReason.poison_prompt)
+
+    def train(self, group_ids: list[int]) -> None:
+        """The learner takes complete groups; their prompts are acquitted."""
+        for group_id in group_ids:
+            group = self.groups[group_id]
+            self._kills.pop(group.prompt_id, None)
+            self._count_age(group.oldest, -1)
+        self.training.update(group_ids)
+        self.complete.difference_update(group_ids)
 
     def find(self, trajectory_id: int) -> tuple[OpenGroup, Member] | None:
         """Group and member of a trajectory, None once it left."""
@@ -87,25 +256,42 @@ class Roster:
 
     def any(self, *statuses: str) -> bool:
         """Some member is in one of these states."""
-        return next(self.members(*statuses), None) is not None
+        return any(self._statuses[status] for status in statuses)
 
-    def state_dict(self) -> list[Any]:
+    def ready(self) -> list[tuple[OpenGroup, list[Member]]]:
+        """Members to hand out, oldest group first; those of doomed groups are not."""
+        work = []
+        for group_id in sorted(self._ready):
+            group = self.groups[group_id]
+            members = [member for member in group.members if member.status == READY]
+            if members and not group.doomed:
+                work.append((group, members))
+            elif not members:
+                self._ready.discard(group_id)
+        return work
+
+    def lost_causes(self) -> list[OpenGroup]:
+        """Doomed groups of which nothing flies any more, by id."""
+        doomed = [self.groups[group_id] for group_id in sorted(self._doomed)]
+        return [g for g in doomed if not any(member.status == FLYING for member in g.members)]
+
+    def state_dict(self) -> dict[str, Any]:
         """Plain data; taken when nothing is flying."""
-        return [
+        groups = [
             [g.group_id, g.prompt_id, g.doomed,
              [[m.trajectory_id, m.oldest, m.status, m.length, m.deaths, m.judge_failures]
               for m in g.members]]
             for g in self.groups.values()
         ]
+        return {"groups": groups, "kills": dict(self._kills)}
 
-    def load_state_dict(self, state: list[Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """The inverse of :meth:`state_dict`."""
-        self.groups.clear()
-        self._group_of.clear()
-        for group_id, prompt_id, doomed, members in state:
+        for group_id in list(self.groups):
+            self.remove(group_id)
+        self._kills = Counter(state["kills"])
+        for group_id, prompt_id, doomed, members in state["groups"]:
             group = OpenGroup(group_id, prompt_id, doomed=doomed)
             for trajectory_id, oldest, status, length, deaths, failures in members:
-                group.members.append(
-                    Member(trajectory_id, oldest, status, "", 0.0, length, deaths, failures)
-                )
+                group.members.append(Member(trajectory_id, oldest, status, "", length, deaths, failures))
             self.add(group)

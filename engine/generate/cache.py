@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
 from engine.records.work import Request
+
+
+@dataclass(frozen=True, slots=True)
+class PrefillPass:
+    """F rows of one prefill pass; rows beyond what is needed have position -1."""
+
+    tokens: NDArray[np.int64]
+    """[F] token ids."""
+    slots: NDArray[np.int64]
+    """[F] slot of each row."""
+    positions: NDArray[np.int64]
+    """[F] position within the slot."""
+    spans: dict[int, tuple[int, int]]
+    """Slot -> first position and number of keys that the pass computes for it."""
 
 
 class SlotTable:
@@ -76,7 +93,8 @@ class SlotTable:
         """Copy prompt keys from a slot that already holds the same prompt; return positions gained.
 
         Samples of one group share their prompt; its keys are computed once. Only ``fresh`` slots, [S]
-        bool, whose keys are all of the weights served now, may be copied from.
+        bool, whose keys are all of the weights served now, may be copied from. Keys are computed in passes
+        of one size, so a copy has the bits that the slot's own computation would give.
         """
         shared = int(self.prompt_length[slot]) - 1
         if self.filled[slot] >= shared:
@@ -90,6 +108,27 @@ class SlotTable:
                 return gained
         return 0
 
-    def same_prompt(self, slot: int, others: list[int]) -> bool:
-        """One of ``others`` has the same prompt."""
-        return any(self._prompt[other] == self._prompt[slot] for other in others)
+    def plan_prefill(self, order: Sequence[int], rows: int) -> PrefillPass:
+        """Fill the rows of one pass with what slots lack, in ``order``.
+
+        A slot whose prompt is on its way through this pass for another slot waits, and copies it then.
+        """
+        tokens, slots = np.zeros(rows, np.int64), np.zeros(rows, np.int64)
+        positions = np.full(rows, -1, np.int64)
+        spans: dict[int, tuple[int, int]] = {}
+        prompts: set[bytes] = set()
+        used = 0
+        for slot in order:
+            first, last = int(self.filled[slot]), int(self.length[slot]) - 1
+            waits = first < self.prompt_length[slot] - 1 and self._prompt[slot] in prompts
+            count = min(last - first, rows - used)
+            if waits or count <= 0:
+                continue
+            span = slice(used, used + count)
+            tokens[span] = self.tokens[slot, first : first + count]
+            slots[span] = slot
+            positions[span] = np.arange(first, first + count)
+            spans[slot] = (first, count)
+            prompts.add(self._prompt[slot])
+            used += count
+        return PrefillPass(tokens, slots, positions, spans)

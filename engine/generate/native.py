@@ -5,6 +5,10 @@ slot. Decode always runs all slots and prefill always runs the same number of ro
 neighbours nor position change a bit of a trajectory. Randomness is counter-based: the key comes from
 (run seed, trajectory id, attempt), the counter is the position in the response, so a trajectory that was
 cut continues the same stream anywhere.
+
+When weights are swapped, ``finish`` lets the slots empty first and admits nothing meanwhile;
+``keep_cache`` goes on over the old keys and says so on the segment; ``recompute_cache`` prefills every
+slot again. A swap that finds another one pending replaces it.
 """
 
 from __future__ import annotations
@@ -15,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from engine.config.rollout import RepetitionConfig
 from engine.config.schedule import InFlight
@@ -29,6 +34,11 @@ from engine.ops.sample import random_key, sample
 from engine.records.trajectory import FinishReason
 from engine.records.version import PolicyVersion
 from engine.records.work import Delivery, Request
+
+
+_PATIENCE = 8
+"""A prefill pass costs the same however few rows it needs, so small ones wait: for an eighth of the slots
+to need one, but at most this many steps."""
 
 
 class NativeSampler:
@@ -59,26 +69,28 @@ class NativeSampler:
         self._keys = np.zeros(slots, np.int64)
         self._temperature = np.zeros(slots, np.float32)
         self._limit = np.zeros(slots, np.int64)
+        self._cut_length = np.zeros(slots, np.int64)
         self._rows = torch.arange(slots)
         self._counts: Counter[str] = Counter()
-        self._first_prefill: dict[int, str] = {}
         self.version = PolicyVersion(0, -1)
         self.digest = ""
 
     # ---- joining and leaving -------------------------------------------------------------------
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests.
+        """Queue requests, all or none.
 
         Raises:
             ConfigError: prompt and response budget do not fit a slot.
         """
         for request in requests:
+            assert len(request.prompt_tokens), f"trajectory {request.trajectory_id} has no prompt"
+            assert len(request.generated) < request.max_response_tokens, "a finished response was sent"
             need = len(request.prompt_tokens) + request.max_response_tokens
             if need > self._table.capacity:
                 raise ConfigError("generator.context_tokens", self._table.capacity,
                                   f"trajectory {request.trajectory_id} may need {need} tokens")
-            self._waiting.append(request)
+        self._waiting.extend(requests)
 
     def _admit(self) -> None:
         if self._pending is not None:
@@ -88,12 +100,11 @@ class NativeSampler:
                 break
             request = self._waiting.popleft()
             self._table.take(slot, request)
-            self._open[slot] = OpenTrajectory.begin(request, self.version)
-            key = random_key(self._seed, request.trajectory_id, request.attempt)
-            self._keys[slot] = key
+            held = self._open[slot] = OpenTrajectory.begin(request, self.version)
+            self._keys[slot] = random_key(self._seed, request.trajectory_id, request.attempt)
             self._temperature[slot] = request.temperature
             self._limit[slot] = request.max_response_tokens
-            self._first_prefill[slot] = "resume" if len(request.generated) else "prompt"
+            self._cut_length[slot] = held.cut_length
             if self._watch is not None:
                 self._watch.restart(slot, self._table.response(slot))
 
@@ -120,19 +131,23 @@ class NativeSampler:
     # ---- weights -------------------------------------------------------------------------------
 
     def swap(self, staged: StagedWeights, mode: InFlight) -> None:
-        """Serve other weights from the next token on; see the module's words on the three modes."""
+        """Serve other weights from the next token on; the module says what the three modes do.
+
+        Raises:
+            ModelError: the weights belong to another model.
+        """
+        self._pending = None
         if mode is InFlight.finish and self._open:
             self._pending = staged
             return
         if self._open:
             self._counts["swaps_while_decoding"] += 1
+        kept, table = mode is InFlight.keep_cache, self._table
         for slot, held in self._open.items():
-            held.close_segment(self._table.response(slot), self._table.response_logprobs(slot))
-            held.swapped(staged.version, keys_recomputed=mode is InFlight.recompute_cache)
-            if mode is InFlight.recompute_cache:
-                self._first_prefill[slot] = "swap"
-        if mode is InFlight.recompute_cache:
-            self._table.forget_keys()
+            held.close_segment(table.response(slot), table.response_logprobs(slot))
+            held.swapped(staged.version, keys=int(table.filled[slot]), kept=kept)
+        if not kept:
+            table.forget_keys()
         self._load(staged)
 
     def _load(self, staged: StagedWeights) -> None:
@@ -165,32 +180,30 @@ class NativeSampler:
         table.length[ready] += 1
         self._counts["sampled_tokens"] += len(ready)
         self._counts["decode_steps"] += 1
-        if self._waiting:
+        if self._waiting and self._pending is None:
             self._counts["contended_steps"] += 1
-            self._counts["contended_occupied"] += len(self._open)
-        return self._settle(ready, tokens)
+            self._counts["contended_tokens"] += len(ready)
+        deliveries = self._settle(ready, tokens)
+        self._apply_pending()
+        return deliveries
 
-    def _settle(self, ready: np.ndarray, tokens: np.ndarray) -> list[Delivery]:
+    def _settle(self, ready: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[Delivery]:
         table = self._table
         lengths = table.length[ready] - table.prompt_length[ready]
         looping = np.zeros(len(ready), bool)
         if self._watch is not None:
-            columns = table.prompt_length[ready, None] + np.arange(int(lengths.max()))[None]
-            response = table.tokens[ready[:, None], columns.clip(max=table.capacity)]
-            looping = self._watch.observe(response, ready, lengths)
-        ended = self._stop.candidates(tokens, lengths, self._limit[ready], looping)
+            looping = self._watch.observe(tokens, ready)
+        limits = self._limit[ready]
+        leaves = self._stop.candidates(tokens, lengths, limits, looping) | (lengths >= self._cut_length[ready])
         deliveries = []
-        for row, slot in enumerate(ready.tolist()):
-            if ended[row]:
-                reason = self._stop.reason(
-                    int(tokens[row]), int(lengths[row]), int(self._limit[slot]), bool(looping[row])
-                )
-                deliveries.append(self._leave(slot, reason))
-            elif self._open[slot].exhausted(int(lengths[row])):
-                deliveries.append(self._leave(slot, None))
+        for row in np.flatnonzero(leaves):
+            reason = self._stop.reason(
+                int(tokens[row]), int(lengths[row]), int(limits[row]), bool(looping[row])
+            )
+            deliveries.append(self._leave(int(ready[row]), reason))
         return deliveries
 
-    def _decode(self, ready: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _decode(self, ready: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         table = self._table
         position = np.full(table.slots, -1, np.int64)
         position[ready] = table.length[ready] - 1
@@ -209,46 +222,40 @@ class NativeSampler:
         return token.numpy()[ready], logprob.numpy()[ready]
 
     def _prefill(self) -> None:
-        """Prefill until at least half of the occupied slots are ready, at least one pass."""
-        while True:
-            unready = self._table.unready()
-            if len(unready) == 0:
+        """Prefill what is due, in passes, until at least half of the occupied slots are ready."""
+        while unready := self._unready():
+            few = _PATIENCE * len(unready) < len(self._open)
+            if few and self._counts["decode_steps"] % _PATIENCE:
                 return
-            self._prefill_pass(unready.tolist())
+            self._prefill_pass(unready)
             if 2 * len(self._table.ready()) >= len(self._open):
                 return
 
-    def _prefill_pass(self, unready: list[int]) -> None:
-        table, room = self._table, self._prefill_tokens
-        tokens = np.zeros(room, np.int64)
-        slots = np.zeros(room, np.int64)
-        positions = np.full(room, -1, np.int64)
+    def _unready(self) -> list[int]:
+        """Slots that lack keys even after copying what siblings hold, longest admitted first."""
+        table = self._table
+        lacking = set(table.unready().tolist())
+        if not lacking:
+            return []
         fresh = np.zeros(table.slots, bool)
         fresh[[s for s, held in self._open.items() if held.oldest_key_version == self.version]] = True
-        used = 0
-        gained: dict[int, int] = {}
-        for slot in unready:
+        for slot in lacking:
             self._counts["shared_prefill_tokens"] += table.copy_shared_prompt(slot, fresh)
-            first, last = int(table.filled[slot]), int(table.length[slot]) - 1
-            waits = first < table.prompt_length[slot] - 1 and table.same_prompt(slot, list(gained))
-            if used == room or first >= last or waits:
-                continue
-            count = min(last - first, room - used)
-            span = slice(used, used + count)
-            tokens[span] = table.tokens[slot, first : first + count]
-            slots[span] = slot
-            positions[span] = np.arange(first, first + count)
-            gained[slot] = count
-            self._counts[f"prefilled_{self._first_prefill[slot]}_tokens"] += count
-            used += count
-        if used:
-            self._decoder.forward(
-                torch.from_numpy(tokens), torch.from_numpy(slots), torch.from_numpy(positions),
-                table.keys, table.values,
-            )
-        # Only now are the keys there for siblings to copy.
-        for slot, count in gained.items():
+        lacking = set(table.unready().tolist())
+        return [slot for slot in self._open if slot in lacking]
+
+    def _prefill_pass(self, unready: list[int]) -> None:
+        table = self._table
+        work = table.plan_prefill(unready, self._prefill_tokens)
+        self._decoder.forward(
+            torch.from_numpy(work.tokens), torch.from_numpy(work.slots), torch.from_numpy(work.positions),
+            table.keys, table.values,
+        )
+        self._counts["prefill_passes"] += 1
+        for slot, (first, count) in work.spans.items():
             table.filled[slot] += count
+            for cause, keys in self._open[slot].prefill_causes(first, count).items():
+                self._counts[f"prefilled_{cause}_tokens"] += keys
 
     # ---- facts ---------------------------------------------------------------------------------
 
@@ -273,10 +280,14 @@ class NativeSampler:
         return self._counts["sampled_tokens"] - self._counts["delivered_tokens"]
 
     def metrics(self) -> dict[str, float]:
-        """Cumulative counters since this sampler was made; tokens prefilled are listed by cause."""
+        """Cumulative counters since this sampler was made; tokens prefilled are listed by cause.
+
+        ``occupancy_fraction`` is the share of slots that sampled a token, over the steps at which requests
+        waited and admission was open.
+        """
         counts = {name: float(value) for name, value in self._counts.items()}
-        steps = self._counts["contended_steps"] * self._table.slots
-        counts["occupancy_fraction"] = self._counts["contended_occupied"] / steps if steps else 1.0
+        room = self._counts["contended_steps"] * self._table.slots
+        counts["occupancy_fraction"] = self._counts["contended_tokens"] / room if room else 1.0
         return counts
 
     def state_dict(self) -> dict[str, Any]:

@@ -16,6 +16,8 @@ from engine.records.trajectory import FinishReason, Segment
 from engine.records.version import PolicyVersion
 from engine.records.work import Delivery, Request
 
+_NEVER = 2**62
+
 
 @dataclass(slots=True)
 class OpenTrajectory:
@@ -30,6 +32,8 @@ class OpenTrajectory:
     first: int
     """Response position at which this stay in a slot began."""
     closed: list[Segment] = field(default_factory=list)
+    recomputed: int = 0
+    """Positions that had keys before the last swap, and lost them by it."""
 
     @classmethod
     def begin(cls, request: Request, version: PolicyVersion) -> OpenTrajectory:
@@ -37,14 +41,19 @@ class OpenTrajectory:
         earlier = len(request.generated)
         return cls(request, version, version, earlier, earlier)
 
-    def spent(self, length: int) -> int:
-        """Tokens spent of the round budget, when the response is ``length`` long."""
-        return length - self.first
-
-    def exhausted(self, length: int) -> bool:
-        """The round budget is spent."""
+    @property
+    def cut_length(self) -> int:
+        """Response length at which the round budget is spent; beyond any response without a budget."""
         budget = self.request.round_budget_tokens
-        return budget is not None and self.spent(length) >= budget
+        return _NEVER if budget is None else self.first + budget
+
+    def prefill_causes(self, first: int, count: int) -> dict[str, int]:
+        """Why ``count`` keys from position ``first`` on must be computed: cause -> keys.
+
+        The causes are ``swap`` (other weights took the key away), ``resume`` (cut earlier) and ``prompt``.
+        """
+        again = min(max(self.recomputed - first, 0), count)
+        return {"swap": again, "resume" if self.first else "prompt": count - again}
 
     def close_segment(self, response: NDArray[np.int64], logprobs: NDArray[np.float32]) -> None:
         """Close the open segment at the end of ``response``; an empty one is not kept."""
@@ -62,10 +71,18 @@ class OpenTrajectory:
             )
         self.start = len(response)
 
-    def swapped(self, version: PolicyVersion, keys_recomputed: bool) -> None:
-        """Go on under other weights; the open segment must be closed before."""
+    def swapped(self, version: PolicyVersion, keys: int, kept: bool) -> None:
+        """Go on under other weights; the open segment must be closed before.
+
+        Args:
+            version: of the other weights.
+            keys: positions of the trajectory that have keys now.
+            kept: they stay; otherwise all are to be computed again.
+        """
         self.version = version
-        if keys_recomputed:
+        if not kept:
+            self.recomputed = max(self.recomputed, keys)
+        if not kept or keys == 0:
             self.oldest_key_version = version
 
     def delivery(self, reason: FinishReason | None, saved_tokens: int = 0) -> Delivery:

@@ -2,7 +2,7 @@
 
 For every period p up to a maximum, a counter holds how many tokens in a row equalled the token p places
 earlier. A loop of period p has gone round r times once the counter reaches p * (r - 1). One comparison
-per period and token, for all slots at once.
+per period and token, for all slots at once, whatever the length of the responses.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ from numpy.typing import NDArray
 
 from engine.config.rollout import RepetitionConfig
 
+_NOTHING = -1
+
 
 class RepetitionWatch:
     """Loop counters of all slots.
@@ -19,8 +21,7 @@ class RepetitionWatch:
     Example:
         >>> watch = RepetitionWatch(RepetitionConfig(max_period_tokens=2, min_repeats=3, min_tokens=3), 1)
         >>> watch.restart(0, np.array([7, 7], np.int64))
-        >>> tokens = np.array([[7, 7, 7]])
-        >>> bool(watch.observe(tokens, np.array([0]), np.array([3]))[0])
+        >>> bool(watch.observe(np.array([7]), np.array([0]))[0])
         True
     """
 
@@ -29,35 +30,31 @@ class RepetitionWatch:
         copies = self._periods * (config.min_repeats - 1)
         self._needed = np.maximum(copies, config.min_tokens - self._periods)
         self._matched = np.zeros((slots, config.max_period_tokens), np.int64)
-        self._seen = np.zeros(slots, np.int64)
+        self._recent = np.full((slots, config.max_period_tokens), _NOTHING, np.int64)
 
     def restart(self, slot: int, generated: NDArray[np.int64]) -> None:
-        """Forget a slot's past and take in the response tokens of earlier segments."""
-        self._matched[slot] = 0
-        self._seen[slot] = 0
-        for length in range(1, len(generated) + 1):
-            self._advance(generated[None], np.array([slot]), np.array([length]))
+        """Forget a slot's past and take in the response tokens of earlier segments, [T]."""
+        self._recent[slot] = _NOTHING
+        newest_first = generated[::-1][: len(self._periods)]
+        self._recent[slot, : len(newest_first)] = newest_first
+        for period in self._periods:
+            differs = np.flatnonzero(generated[period:] != generated[:-period])
+            compared = max(len(generated) - int(period), 0)
+            self._matched[slot, period - 1] = compared - (int(differs[-1]) + 1 if len(differs) else 0)
 
-    def _advance(self, response: NDArray[np.int64], slots: NDArray[np.int64],
-                 lengths: NDArray[np.int64]) -> None:
-        rows = np.arange(len(slots))
-        newest = response[rows, lengths - 1]
-        earlier = lengths[:, None] - 1 - self._periods[None]
-        same = response[rows[:, None], earlier.clip(min=0)] == newest[:, None]
-        self._matched[slots] = np.where(same & (earlier >= 0), self._matched[slots] + 1, 0)
-        self._seen[slots] = lengths
-
-    def observe(self, response: NDArray[np.int64], slots: NDArray[np.int64],
-                lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
+    def observe(self, newest: NDArray[np.int64], slots: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Take in the newest token of some slots.
 
         Args:
-            response: [R, C] response tokens, prompt left out, one row for each of ``slots``.
-            slots: [R] which slots.
-            lengths: [R] response length with the newest token, at least 1.
+            newest: [R] token ids, 0 or more.
+            slots: [R] whose tokens they are, each slot once.
 
         Returns:
             [R] True where the response is looping.
         """
-        self._advance(response, slots, lengths)
-        return (self._matched[slots] >= self._needed).any(axis=1)
+        recent = self._recent[slots]
+        matched = np.where(recent == newest[:, None], self._matched[slots] + 1, 0)
+        self._matched[slots] = matched
+        self._recent[slots, 1:] = recent[:, :-1]
+        self._recent[slots, 0] = newest
+        return (matched >= self._needed).any(axis=1)

@@ -38,19 +38,42 @@ class Accounts:
     """What became of every token of a batch."""
 
     masked: Counter[str] = field(default_factory=Counter)
+    """Reason -> tokens without loss."""
     staleness: Counter[int] = field(default_factory=Counter)
+    """Versions -> tokens that carried loss."""
     carried: int = 0
+    """Tokens that carried loss."""
     rewards: list[float] = field(default_factory=list)
+    """Total reward of every trajectory."""
     zero_spread_groups: int = 0
+
+    def settle(self, samples: Sequence[Sample], skip_zero_advantage: bool) -> list[Sample]:
+        """Book the tokens of a minibatch; returns the samples that are forwarded.
+
+        ``skip_zero_advantage`` leaves out those without advantage: their gradient is known to be 0.
+        """
+        kept = []
+        for sample in samples:
+            tokens = int(sample.carries_loss.sum())
+            if skip_zero_advantage and sample.advantage == 0.0:
+                if tokens:
+                    self.masked[MaskReason.zero_advantage.value] += tokens
+                continue
+            self.carried += tokens
+            if sample.staleness is not None:
+                ages, counts = np.unique(sample.staleness[sample.carries_loss], return_counts=True)
+                self.staleness.update(dict(zip(ages.tolist(), counts.tolist(), strict=True)))
+            kept.append(sample)
+        return kept
 
 
 def samples_of(groups: Sequence[Group], loss: Loss, reward: RewardConfig, rule: LossRule,
                accounts: Accounts) -> list[list[Sample]]:
-    """The samples of each group, with advantages and loss masks; counts go to ``accounts``.
+    """The samples of each group, with advantages and loss masks; masked tokens go to ``accounts``.
 
     Raises:
         StalenessError: a token is older than the bound and masking was not asked for.
-        NonFiniteError: a reward or behaviour log-prob is not finite.
+        NonFiniteError: a reward is not finite.
     """
     batches = []
     for group in groups:
@@ -72,14 +95,15 @@ def samples_of(groups: Sequence[Group], loss: Loss, reward: RewardConfig, rule: 
 
 def _sample(group: Group, trajectory: Trajectory, advantage: float, chosen: bool, newest: int,
             rule: LossRule, accounts: Accounts) -> Sample:
-    carries = np.concatenate([s.sampled for s in trajectory.segments])
-    logprob = np.concatenate([s.behaviour_logprob for s in trajectory.segments])
-    if not np.isfinite(logprob).all():
-        raise NonFiniteError(f"trajectory {trajectory.trajectory_id} carries log-probs that are not finite")
-    sizes = [len(s.token_ids) for s in trajectory.segments]
-    ages = np.repeat([staleness_versions(rule.version, s.version) for s in trajectory.segments], sizes)
-    versions = np.repeat([s.version.updates for s in trajectory.segments], sizes)
-    heat = np.repeat([s.temperature for s in trajectory.segments], sizes).astype(np.float32)
+    segments = trajectory.segments
+    carries = np.concatenate([np.zeros(0, bool), *(s.sampled for s in segments)])
+    logprob = np.concatenate([np.zeros(0, np.float32), *(s.behaviour_logprob for s in segments)])
+    sizes = [len(s.token_ids) for s in segments]
+    ages = np.repeat(
+        np.asarray([staleness_versions(rule.version, s.version) for s in segments], np.int64), sizes
+    )
+    versions = np.repeat(np.asarray([s.version.updates for s in segments], np.int64), sizes)
+    heat = np.repeat(np.asarray([s.temperature for s in segments], np.float32), sizes)
 
     def mask(where: NDArray[np.bool_], reason: MaskReason) -> None:
         hit = carries & where
@@ -101,7 +125,5 @@ def _sample(group: Group, trajectory: Trajectory, advantage: float, chosen: bool
     mask(too_old, MaskReason.stale)
     if rule.segments is SegmentsInLoss.current:
         mask(versions < newest, MaskReason.earlier_round)
-    for age, count in zip(*np.unique(ages[carries], return_counts=True), strict=True):
-        accounts.staleness[int(age)] += int(count)
     return Sample(group.prompt_tokens, trajectory.token_ids, carries, logprob, 1.0 / heat,
-                  group.group_id, advantage)
+                  group.group_id, advantage, ages)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from engine.config.learning import OptimiserConfig, Schedule
+from engine.errors import CheckpointError
 
 
 class MasterOptimiser:
@@ -19,6 +21,13 @@ class MasterOptimiser:
     """
 
     def __init__(self, network: torch.nn.Module, config: OptimiserConfig, total_steps: int) -> None:
+        """Take over the trainable weights of a network.
+
+        Args:
+            network: its parameters that require grad are optimised.
+            config: Adam's numbers and the learning-rate schedule.
+            total_steps: optimiser steps at which the schedule ends.
+        """
         self.config = config
         self.total_steps = max(total_steps, 1)
         self.steps = 0
@@ -66,17 +75,25 @@ class MasterOptimiser:
             return config.learning_rate
         span = max(self.total_steps - config.warmup_steps, 1)
         progress = min((done - config.warmup_steps) / span, 1.0)
-        shape = 1.0 - progress if config.schedule is Schedule.linear else 0.5 * (1 + math.cos(math.pi * progress))
+        if config.schedule is Schedule.linear:
+            shape = 1.0 - progress
+        else:
+            shape = 0.5 * (1.0 + math.cos(math.pi * progress))
         return config.learning_rate * (config.final_fraction + (1.0 - config.final_fraction) * shape)
 
     def step(self) -> float:
         """Clip, step, round the working weights; returns the gradient norm before clipping.
 
         A norm that is not finite changes nothing: gradients are dropped and the caller must not commit.
+        A step for which nothing was forwarded is a step with gradients of 0: moments decay as they would
+        have, had trajectories without advantage been forwarded.
         """
-        gradients = [p.grad for p in self._master if p.grad is not None]
+        if all(master.grad is None for master in self._master):
+            for master in self._master:
+                master.grad = torch.zeros_like(master)
+        gradients = [master.grad for master in self._master if master.grad is not None]
         norm = self._norm(gradients)
-        if math.isfinite(norm) and gradients:
+        if math.isfinite(norm):
             limit = self.config.max_gradient_norm
             if limit and norm > limit:
                 torch._foreach_mul_(gradients, limit / (norm + 1e-6))
@@ -84,19 +101,17 @@ class MasterOptimiser:
                 group["lr"] = self.learning_rate()
             self._adam.step()
             self._round()
-        self._adam.zero_grad(set_to_none=True)
-        if math.isfinite(norm):
             self.steps += 1
+        self.discard()
         return norm
 
     def discard(self) -> None:
         """Drop the gradients collected so far."""
-        self._adam.zero_grad(set_to_none=True)
+        for master, working in zip(self._master, self._working, strict=True):
+            master.grad = working.grad = None
 
     @staticmethod
     def _norm(gradients: list[Tensor]) -> float:
-        if not gradients:
-            return 0.0
         return float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
 
     @torch.no_grad()
@@ -110,15 +125,26 @@ class MasterOptimiser:
         return dict(zip(self.names, (p.detach() for p in self._master), strict=True))
 
     def state_dict(self) -> dict[str, Any]:
-        """Moments, master weights and the step count."""
+        """Moments, master weights and the step count; the tensors are live, write them before a step."""
         return {"adam": self._adam.state_dict(), "master": self.master_tensors(), "steps": self.steps}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`, bit for bit."""
+        """The inverse of :meth:`state_dict`, bit for bit.
+
+        Raises:
+            CheckpointError: the state belongs to another network.
+        """
+        if set(state["master"]) != set(self.names):
+            differ = sorted(set(state["master"]) ^ set(self.names))
+            raise CheckpointError(
+                f"the optimiser state is of another network, {len(differ)} weights differ, for example "
+                f"{differ[0]!r}: resume with the model and adapter options it was written with"
+            )
         for name, master in zip(self.names, self._master, strict=True):
             master.copy_(state["master"][name])
         self._round()
         self._adam = self._fresh()
-        self._adam.load_state_dict(state["adam"])
+        # Adam keeps what it is given where types agree: copied, so that two optimisers share no moments.
+        self._adam.load_state_dict(copy.deepcopy(state["adam"]))
         self.steps = int(state["steps"])

@@ -37,6 +37,8 @@ class Sample:
     group: int
     """Samples of equal group share their prompt."""
     advantage: float = 0.0
+    staleness: NDArray[np.int64] | None = None
+    """[T] versions between the draw and the update; None where nobody asks."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,8 +70,8 @@ def _clusters(samples: Sequence[Sample], budget: int, share: bool) -> list[list[
     size = 0
     for sample in samples:
         grown = size + len(sample.response)
-        fits = clusters and clusters[-1][0].group == sample.group and grown <= min(budget, MAX_SHARED_TOKENS)
-        if share and fits:
+        sibling = bool(clusters) and clusters[-1][0].group == sample.group
+        if share and sibling and grown <= min(budget, MAX_SHARED_TOKENS):
             clusters[-1].append(sample)
             size = grown
         else:

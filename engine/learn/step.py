@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -25,11 +26,27 @@ from engine.learn.packing import PackedRow, Sample, pack
 from engine.losses.objective import LossInputs, LossScale, build_loss, mean_metrics
 from engine.models.policy import head_weight, hidden_states
 from engine.ops.token_logprob import token_logprob
-from engine.records.trajectory import Group, MaskReason
+from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
 
 MAX_NON_FINITE_UPDATES = 3
+
+
+def score_row(network: Any, row: PackedRow, want_entropy: bool = False) -> tuple[Tensor, Tensor]:
+    """Log-probs and entropies of the loss-carrying tokens of a row: [M] and [M], fp32 nats.
+
+    Args:
+        network: from ``engine.models.policy``.
+        row: one micro-batch.
+        want_entropy: False leaves the entropies 0.
+    """
+    hidden = hidden_states(network, row.tokens, row.positions, row.blocks)
+    logprob, entropy, _ = token_logprob(
+        hidden[row.source], head_weight(network), row.target, row.inverse_temperature,
+        want_entropy=want_entropy,
+    )
+    return logprob, entropy
 
 
 class LearnerCore:
@@ -62,39 +79,47 @@ class LearnerCore:
 
         Raises:
             StalenessError: a token older than the bound, where the schedule promised there is none.
-            NonFiniteError: several updates in a row had no finite step.
+            NonFiniteError: a reward is not finite, or several updates in a row had no finite step.
         """
+        assert groups, "an update consumes at least one group"
         began = time.time()
         accounts = Accounts()
         batches = samples_of(groups, self.loss, self.config.reward, self._rule(), accounts)
         if self.config.learning.reset_optimiser:
             self.optimiser.reset()
         minibatches = self._minibatches(batches)
-        references = self._references(minibatches)
-        sums: Counter[str] = Counter()
-        norms: list[float] = []
-        rate = self.optimiser.learning_rate()
-        for index, (minibatch, reference) in enumerate(zip(minibatches, references, strict=True)):
-            rows, scale = self._rows(minibatch, first=index == 0, accounts=accounts)
+        packed = [self._rows(batch, index == 0, accounts) for index, batch in enumerate(minibatches)]
+        # At the first step the policy at the start of the update is the learner itself.
+        references = [None, *(self._reference(rows) for rows, _ in packed[1:])]
+        sums: defaultdict[str, float] = defaultdict(float)
+        norms, rate = [], self.optimiser.learning_rate()
+        for (rows, scale), reference in zip(packed, references, strict=True):
+            rate = self.optimiser.learning_rate()
             norms.append(self._step(rows, scale, reference, sums))
         committed = any(math.isfinite(norm) for norm in norms)
         self._guard(committed, groups)
         if committed:
             self.version = self.version.next()
-        metrics = mean_metrics({name: torch.tensor(value) for name, value in sums.items() if name != "loss"})
-        metrics = {f"learn/{name}": value for name, value in metrics.items()}
-        metrics |= {
-            "learn/loss": sums["loss"] / len(minibatches),
-            "learn/gradient_norm": max((n for n in norms if math.isfinite(n)), default=0.0),
+        return UpdateReport(
+            self.version, committed, accounts.carried, dict(accounts.masked),
+            self._metrics(sums, norms, rate, accounts), dict(accounts.staleness), (began, time.time()),
+        )
+
+    @staticmethod
+    def _metrics(sums: dict[str, float], norms: list[float], rate: float,
+                 accounts: Accounts) -> dict[str, float]:
+        """Values of the whole update; steps that were not finite are left out of the means."""
+        finite = [norm for norm in norms if math.isfinite(norm)]
+        means = mean_metrics({name: value for name, value in sums.items() if name != "loss"})
+        metrics = {f"learn/{name}": value for name, value in means.items()}
+        return metrics | {
+            "learn/loss": sums.get("loss", 0.0) / max(len(finite), 1),
+            "learn/gradient_norm": max(finite, default=0.0),
             "learn/learning_rate": rate,
-            "learn/non_finite_steps": float(sum(not math.isfinite(n) for n in norms)),
+            "learn/non_finite_steps": float(len(norms) - len(finite)),
             "learn/zero_spread_groups": float(accounts.zero_spread_groups),
             "rollout/total_reward_mean": sum(accounts.rewards) / max(len(accounts.rewards), 1),
         }
-        return UpdateReport(
-            self.version, committed, accounts.carried, dict(accounts.masked), metrics,
-            dict(accounts.staleness), (began, time.time()),
-        )
 
     def _rule(self) -> LossRule:
         schedule, reward = self.config.schedule, self.config.reward
@@ -114,9 +139,10 @@ class LearnerCore:
             )
 
     def _minibatches(self, batches: list[list[Sample]]) -> list[list[list[Sample]]]:
+        """Groups in order, in as many minibatches of nearly equal size as there are steps."""
         steps = min(self.config.schedule.steps_per_update, len(batches))
         bounds = [round(index * len(batches) / steps) for index in range(steps + 1)]
-        return [batches[a:b] for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [batches[start:stop] for start, stop in pairwise(bounds)]
 
     def _rows(self, minibatch: list[list[Sample]], first: bool,
               accounts: Accounts) -> tuple[list[PackedRow], LossScale]:
@@ -124,85 +150,53 @@ class LearnerCore:
         samples = [sample for group in minibatch for sample in group]
         tokens = sum(int(sample.carries_loss.sum()) for sample in samples)
         scale = LossScale(len(minibatch), len(samples), tokens, self.config.rollout.samples_per_prompt)
-        skip = self.config.learning.skip_zero_advantage and self.loss.skips_zero_advantage(first)
-        kept = [sample for sample in samples if not (skip and sample.advantage == 0.0)]
-        carried = sum(int(sample.carries_loss.sum()) for sample in kept)
-        accounts.carried += carried
-        if tokens > carried:
-            accounts.masked[MaskReason.zero_advantage.value] += tokens - carried
         learning = self.config.learning
-        return pack(kept, learning.row_tokens, learning.share_prompts), scale
+        skip = learning.skip_zero_advantage and self.loss.skips_zero_advantage(first)
+        return pack(accounts.settle(samples, skip), learning.row_tokens, learning.share_prompts), scale
 
     @torch.no_grad()
-    def _references(self, minibatches: list[list[list[Sample]]]) -> list[dict[int, Tensor] | None]:
-        """Log-probs of the policy at the start of the update, for all minibatches but the first.
-
-        At the first step that policy is the learner itself, so the pass is skipped there.
-        """
-        found: list[dict[int, Tensor] | None] = [None] * len(minibatches)
+    def _reference(self, rows: list[PackedRow]) -> list[Tensor] | None:
+        """Log-probs of the policy at the start of the update, row by row; None where nobody asks."""
         if not self.loss.needs_reference:
-            return found
-        learning = self.config.learning
-        for index in range(1, len(minibatches)):
-            samples = [sample for group in minibatches[index] for sample in group]
-            rows = pack(samples, learning.row_tokens, learning.share_prompts)
-            found[index] = {}
-            for row in rows:
-                self._store(found[index], row, self._score(self.network, row)[0])
-        return found
-
-    @staticmethod
-    def _store(target: dict[int, Tensor] | None, row: PackedRow, logprob: Tensor) -> None:
-        assert target is not None
-        parts = logprob.split([int(s.carries_loss.sum()) for s in row.samples])
-        target.update({id(sample): part for sample, part in zip(row.samples, parts, strict=True)})
+            return None
+        return [score_row(self.network, row)[0] for row in rows]
 
     # ---- forward and backward ------------------------------------------------------------------
 
-    def _score(self, network: Any, row: PackedRow, entropy: bool = False) -> tuple[Tensor, Tensor]:
-        hidden = hidden_states(network, row.tokens, row.positions, row.blocks)
-        logprob, spread, _ = token_logprob(
-            hidden[row.source], head_weight(network), row.target, row.inverse_temperature,
-            want_entropy=entropy,
-        )
-        return logprob, spread
-
-    def _step(self, rows: list[PackedRow], scale: LossScale, reference: dict[int, Tensor] | None,
-              sums: Counter[str]) -> float:
+    def _step(self, rows: list[PackedRow], scale: LossScale, reference: list[Tensor] | None,
+              sums: defaultdict[str, float]) -> float:
         """Forward, backward and one optimiser step; returns the gradient norm, NaN when not finite."""
-        finite = True
-        for row in rows:
-            logprob, entropy = self._score(self.network, row, self.loss.needs_entropy)
-            inputs = self._inputs(row, logprob, entropy, reference)
-            output = self.loss(inputs, scale)
-            value = float(output.loss.detach())
-            finite = finite and math.isfinite(value)
+        found: defaultdict[str, float] = defaultdict(float)
+        for index, row in enumerate(rows):
+            logprob, entropy = score_row(self.network, row, self.loss.needs_entropy)
+            anchor = None if reference is None else reference[index]
+            output = self.loss(self._inputs(row, logprob, entropy, anchor), scale)
+            gap = (logprob.detach() - row.behaviour_logprob).abs().sum()
+            # The gap covers behaviour log-probs, which not every loss reads.
+            if not bool(torch.isfinite(output.loss.detach() + gap)):
+                self.optimiser.discard()
+                return math.nan
             output.loss.backward()
             self.optimiser.collect()
-            sums["loss"] += value
-            for name, metric in output.metrics.items():
-                sums[name] += float(metric)
-            gap = (logprob.detach() - row.behaviour_logprob).abs()
-            sums["logprob_gap_sum"] += float(gap.sum())
-        if not finite:
-            for parameter in self.network.parameters():
-                parameter.grad = None
-            self.optimiser.discard()
-            return math.nan
-        return self.optimiser.step()
+            parts = {"loss": output.loss.detach(), "logprob_gap_mean_nats_sum": gap, **output.metrics}
+            for name, value in parts.items():
+                found[name] += float(value)
+        norm = self.optimiser.step()
+        if math.isfinite(norm):
+            for name, value in found.items():
+                sums[name] += value
+        return norm
 
     def _inputs(self, row: PackedRow, logprob: Tensor, entropy: Tensor,
-                reference: dict[int, Tensor] | None) -> LossInputs:
-        anchor = fixed = None
-        if self.loss.needs_reference and reference is not None:
-            anchor = torch.cat([reference[id(sample)] for sample in row.samples])
+                reference: Tensor | None) -> LossInputs:
+        fixed = None
         if self.loss.needs_fixed:
             assert self._fixed_network is not None, "a loss with a fixed policy was built without one"
             with torch.no_grad():
-                fixed = self._score(self._fixed_network, row)[0]
+                fixed = score_row(self._fixed_network, row)[0]
         counts = torch.bincount(row.trajectory, minlength=len(row.samples))
         return LossInputs(
-            learner_logprob=logprob, behaviour_logprob=row.behaviour_logprob, reference_logprob=anchor,
+            learner_logprob=logprob, behaviour_logprob=row.behaviour_logprob, reference_logprob=reference,
             fixed_logprob=fixed, entropy=entropy if self.loss.needs_entropy else None,
             trajectory=row.trajectory,
             advantage=torch.tensor([sample.advantage for sample in row.samples]), num_tokens=counts,
@@ -210,11 +204,15 @@ class LearnerCore:
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[Sample]) -> list[Tensor]:
-        """Learner log-probs of the loss-carrying tokens of each sample: the canary's question."""
+        """Learner log-probs of the loss-carrying tokens of each sample: the canary's question.
+
+        Samples that carry no loss are left out.
+        """
         learning = self.config.learning
         found: dict[int, Tensor] = {}
         for row in pack(samples, learning.row_tokens, learning.share_prompts):
-            self._store(found, row, self._score(self.network, row)[0])
+            parts = score_row(self.network, row)[0].split([int(s.carries_loss.sum()) for s in row.samples])
+            found.update({id(sample): part for sample, part in zip(row.samples, parts, strict=True)})
         return [found[id(sample)] for sample in samples if id(sample) in found]
 
     # ---- state ---------------------------------------------------------------------------------

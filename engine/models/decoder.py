@@ -8,6 +8,7 @@ fixed number of rows: then neither position in the batch nor neighbours change a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,16 +19,25 @@ from torch.nn import functional
 from engine.errors import ModelError
 from engine.ops.packed_attention import slot_attention
 
+_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+_ROTATIONS = ("default", "linear", "llama3", "yarn")
+_GRAIN = 32768
+"""Elements below which torch keeps an elementwise pass in one thread."""
+
 
 class DecoderLayer:
     """Fused weights of one layer."""
 
-    def __init__(self, config: Any, dtype: torch.dtype, bias: bool, head_norm: bool) -> None:
+    def __init__(self, config: Any, dtype: torch.dtype) -> None:
         width, size = config.hidden_size, config.head_dim
         rows = (config.num_attention_heads + 2 * config.num_key_value_heads) * size
+        family = config.model_type
+        asked = bool(getattr(config, "attention_bias", False)) and family in ("llama", "qwen3")
+        bias, head_norm = asked or family == "qwen2", family == "qwen3"
         self.query_key_value = torch.empty(rows, width, dtype=dtype)
         self.bias = torch.empty(rows, dtype=dtype) if bias else None
         self.output = torch.empty(width, config.num_attention_heads * size, dtype=dtype)
+        self.output_bias = torch.empty(width, dtype=dtype) if asked else None
         self.gate_up = torch.empty(2 * config.intermediate_size, width, dtype=dtype)
         self.down = torch.empty(width, config.intermediate_size, dtype=dtype)
         self.attention_norm = torch.empty(width, dtype=dtype)
@@ -39,17 +49,15 @@ class DecoderLayer:
         """Copy one layer's named weights into the fused ones."""
 
         def fill(target: Tensor, *names: str) -> None:
-            start = 0
-            for name in names:
-                source = tensors[prefix + name]
-                target[start : start + len(source)].copy_(source)
-                start += len(source)
+            _fill(target, tensors, *(prefix + name for name in names))
 
         attention = [f"self_attn.{part}_proj" for part in ("q", "k", "v")]
         fill(self.query_key_value, *(f"{name}.weight" for name in attention))
         if self.bias is not None:
             fill(self.bias, *(f"{name}.bias" for name in attention))
         fill(self.output, "self_attn.o_proj.weight")
+        if self.output_bias is not None:
+            fill(self.output_bias, "self_attn.o_proj.bias")
         fill(self.gate_up, "mlp.gate_proj.weight", "mlp.up_proj.weight")
         fill(self.down, "mlp.down_proj.weight")
         fill(self.attention_norm, "input_layernorm.weight")
@@ -59,28 +67,71 @@ class DecoderLayer:
             fill(self.key_norm, "self_attn.k_norm.weight")
 
 
+def _fill(target: Tensor, tensors: Mapping[str, Tensor], *names: str) -> None:
+    """Stack named tensors into one; nothing is broadcast, nothing left over."""
+    missing = [name for name in names if name not in tensors]
+    if missing:
+        raise ModelError(f"the weights lack {missing[0]!r}: they belong to another model")
+    sources = [tensors[name] for name in names]
+    rows = sum(len(source) for source in sources)
+    if rows != len(target) or any(source.shape[1:] != target.shape[1:] for source in sources):
+        came = ", ".join(f"{name} {list(tensors[name].shape)}" for name in names)
+        raise ModelError(f"the weights do not fit this model: expected {list(target.shape)} from {came}")
+    start = 0
+    for source in sources:
+        target[start : start + len(source)].copy_(source)
+        start += len(source)
+
+
+def _check_architecture(config: Any, context_tokens: int) -> None:
+    family = config.model_type
+    if family not in _FAMILIES:
+        raise ModelError(f"the native sampler knows {', '.join(_FAMILIES)}, not {family!r}")
+    if config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
+        raise ModelError("the native sampler knows gated SiLU layers without bias only")
+    rotation = (getattr(config, "rope_parameters", None) or {}).get("rope_type", "default")
+    if rotation not in _ROTATIONS:
+        raise ModelError(
+            f"rope_type {rotation!r} turns a position by the length of its sequence, which cached keys "
+            f"cannot follow; known: {', '.join(_ROTATIONS)}"
+        )
+    slides = family == "mistral" or "sliding_attention" in (getattr(config, "layer_types", None) or ())
+    window = getattr(config, "sliding_window", None) if slides else None
+    if window is not None and window < context_tokens:
+        raise ModelError(
+            f"layers that see {window} tokens would have to slide within {context_tokens}, which is not "
+            f"supported: give at most {window} tokens of prompt and response"
+        )
+
+
+def _silu(gate: Tensor) -> Tensor:
+    """SiLU of [F, I] whose bits do not depend on the row.
+
+    Torch gives each thread a run of elements and computes the end of a run by another formula than the
+    rest; where runs would end inside rows, rows are handed over in blocks too small to be shared out.
+    """
+    rows, width = gate.shape
+    threads = min(torch.get_num_threads(), math.ceil(rows * width / _GRAIN))
+    if threads <= 1 or rows % threads == 0:
+        return functional.silu(gate)
+    return torch.cat([functional.silu(block) for block in gate.split(max((_GRAIN - 1) // width, 1))])
+
+
 class Decoder:
     """A decoder-only network whose tokens name the slot and position they belong to."""
 
     def __init__(self, config: Any, dtype: torch.dtype, context_tokens: int) -> None:
-        """Allocate weights for a transformers ``config``.
+        """Allocate weights for a transformers ``config``, and rotations for ``context_tokens`` positions.
 
         Raises:
-            ModelError: the family is not one that this forward repeats.
+            ModelError: this forward would not repeat that network.
         """
-        family = config.model_type
-        if family not in ("llama", "mistral", "qwen2", "qwen3"):
-            raise ModelError(f"the native sampler knows llama, mistral, qwen2 and qwen3, not {family!r}")
         if getattr(config, "head_dim", None) is None:
             config.head_dim = config.hidden_size // config.num_attention_heads
-        if config.hidden_act != "silu" or getattr(config, "mlp_bias", False):
-            raise ModelError("the native sampler knows gated SiLU layers without bias only")
+        _check_architecture(config, context_tokens)
         self.config = config
         self.dtype = dtype
-        bias = family == "qwen2" or bool(getattr(config, "attention_bias", False))
-        self.layers = [
-            DecoderLayer(config, dtype, bias, family == "qwen3") for _ in range(config.num_hidden_layers)
-        ]
+        self.layers = [DecoderLayer(config, dtype) for _ in range(config.num_hidden_layers)]
         self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype)
         self.tied = bool(config.tie_word_embeddings)
         self.head = self.embedding if self.tied else torch.empty_like(self.embedding)
@@ -102,17 +153,12 @@ class Decoder:
         Raises:
             ModelError: a tensor is missing or has another shape.
         """
-        try:
-            self.embedding.copy_(tensors["model.embed_tokens.weight"])
-            self.norm.copy_(tensors["model.norm.weight"])
-            if not self.tied:
-                self.head.copy_(tensors["lm_head.weight"])
-            for index, layer in enumerate(self.layers):
-                layer.load(f"model.layers.{index}.", tensors)
-        except KeyError as error:
-            raise ModelError(f"the weights lack {error}: they belong to another model") from None
-        except RuntimeError as error:
-            raise ModelError(f"the weights do not fit this model: {error}") from None
+        _fill(self.embedding, tensors, "model.embed_tokens.weight")
+        _fill(self.norm, tensors, "model.norm.weight")
+        if not self.tied:
+            _fill(self.head, tensors, "lm_head.weight")
+        for index, layer in enumerate(self.layers):
+            layer.load(f"model.layers.{index}.", tensors)
 
     def allocate(self, slots: int, context_tokens: int) -> tuple[Tensor, Tensor]:
         """Zeroed keys and values, each [layers, S, C, heads, d]."""
@@ -121,7 +167,8 @@ class Decoder:
         return torch.zeros(shape, dtype=self.dtype), torch.zeros(shape, dtype=self.dtype)
 
     @torch.no_grad()
-    def forward(self, tokens: Tensor, slot: Tensor, position: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def forward(self, tokens: Tensor, slot: Tensor, position: Tensor, keys: Tensor,
+                values: Tensor) -> Tensor:
         """Run F tokens, write their keys and values, return [F, D] hidden states after the final norm.
 
         Args:
@@ -143,11 +190,12 @@ class Decoder:
             hidden = hidden + mixed
             normed = self._rms_norm(hidden, layer.feed_forward_norm)
             gate, up = functional.linear(normed, layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + functional.linear(functional.silu(gate) * up, layer.down)
+            hidden = hidden + functional.linear(_silu(gate) * up, layer.down)
         return self._rms_norm(hidden, self.norm)
 
     def _rms_norm(self, value: Tensor, weight: Tensor) -> Tensor:
-        return functional.rms_norm(value, (value.shape[-1],), weight, self.config.rms_norm_eps)
+        # Rounded before the weight, as the transformers classes do.
+        return functional.rms_norm(value, (value.shape[-1],), None, self.config.rms_norm_eps) * weight
 
     def _attend(self, layer: DecoderLayer, hidden: Tensor, cosine: Tensor, sine: Tensor, rows: Tensor,
                 where: tuple[Tensor, Tensor], slot: Tensor, position: Tensor, keys: Tensor,
@@ -167,4 +215,4 @@ class Decoder:
         values[where] = fused[rows, heads + shared :]
         query = turned[:, :heads].contiguous()
         mixed = slot_attention(query, keys, values, slot, position, config.head_dim ** -0.5)
-        return functional.linear(mixed.reshape(len(mixed), -1), layer.output)
+        return functional.linear(mixed.reshape(len(mixed), -1), layer.output, layer.output_bias)

@@ -206,6 +206,13 @@ class Ledger:
         self._generators = {}
         self._accounts = Counter(state["accounts"])
 
+    def restart(self) -> None:
+        """Forget an earlier life that left no checkpoint: the journal begins anew."""
+        if self._file is not None:
+            self._file.truncate(0)
+            self._file.seek(0)
+            self._position = 0
+
     def metrics(self) -> dict[str, float]:
         """The loss-carrying share of all tokens consumed."""
         consumed = self._carried + sum(self._masked.values())

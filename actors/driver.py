@@ -1,0 +1,206 @@
+"""The driver: feeds the controller one event at a time and has its commands carried out.
+
+It holds no policy of its own. Quick questions to replay are asked and waited for; long calls - sampling,
+judging, learning, evaluating - are left open, each with a deadline, and whichever ends first is the next
+event. Who carries out what: ``generation``, ``judging`` and ``training`` beside this file.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from actors.cluster import Cluster, Pending, ask
+from actors.controller import Controller
+from actors.evaluator import Evaluator
+from actors.generation import Generation
+from actors.judging import Judging
+from actors.observer import Observer
+from actors.supervisor import Supervisor
+from actors.training import Training
+from engine.config.run import RunConfig
+from engine.errors import ActorError
+from engine.models.tokenizer import PolicyTokenizer
+from engine.prompts.draw import PromptDraw
+from engine.prompts.prompt_set import PromptSet
+from engine.records import event as ev
+from engine.records.codec import encode
+from engine.replay.ledger import Ledger
+from engine.run_folder import RunFolder
+
+POLL_S = 0.5
+STOP_GRACE_S = 6.0
+
+
+@dataclass(slots=True)
+class Call:
+    """A call that is out: what to do with its answer, and until when it may take."""
+
+    pending: Pending
+    deadline: float
+    answer: Callable[[Any], None]
+
+
+class Driver:
+    """One life of a run."""
+
+    def __init__(self, config: RunConfig, cluster: Cluster, supervisor: Supervisor, folder: RunFolder,
+                 prompts: PromptSet, tokenizer: PolicyTokenizer, observer: Observer,
+                 should_stop: Callable[[], bool]) -> None:
+        self.config = config
+        self.cluster = cluster
+        self.supervisor = supervisor
+        self.observer = observer
+        self.prompts = prompts
+        self.tokenizer = tokenizer
+        self.ledger = Ledger(folder.ledger_file)
+        self.draw = PromptDraw(prompts.train, config.prompts, config.seed)
+        self.controller = Controller(
+            config.schedule, samples_per_prompt=config.rollout.samples_per_prompt,
+            updates=config.learning.updates, checkpoint_every=config.learning.checkpoint_every,
+            lease_s=config.cluster.call_deadline_s, max_judge_failures=config.reward.max_retries,
+        )
+        self.arrivals = folder.arrivals_file.open("ab")
+        self.generation = Generation(self)
+        self.judging = Judging(self)
+        self.training = Training(self)
+        self.evaluator = Evaluator(self)
+        self.write_checkpoint: Callable[[], None] | None = None
+        self.stopped = False
+        self._should_stop = should_stop
+        self._stop_deadline = float("inf")
+        self._calls: list[Call] = []
+        self._inbox: deque[ev.Event] = deque()
+        self._draining = False
+        self._carry_out: dict[type, Callable[[Any], None]] = {
+            ev.Draw: self._draw, ev.Admit: self.generation.admit, ev.Dispatch: self.generation.dispatch,
+            ev.CutAll: self.generation.cut, ev.Restart: self._restart, ev.Judge: self.judging.judge,
+            ev.Train: self.training.train, ev.Publish: self.training.published,
+            ev.DropGroup: self.training.drop, ev.WriteCheckpoint: self._checkpoint,
+            ev.Note: lambda note: self.observer.say(note.text), ev.Finish: self._finish,
+        }
+
+    # ---- the loop ------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Until the controller says that the run is finished.
+
+        Raises:
+            ActorError: the learner or replay died, or restarts ran out; resume from the checkpoint.
+        """
+        for name in self.supervisor.generators:
+            self.generation.welcome(name)
+        while not self.controller.finished:
+            self._heed_stop()
+            self._turn()
+        self.wait_for("generator-", "learner")
+
+    def wait_for(self, *prefixes: str) -> None:
+        """Take the answers that are still out from actors so named.
+
+        Raises:
+            ActorError: one of them does not answer.
+        """
+        while any(call.pending.actor.startswith(prefixes) for call in self._calls):
+            self._turn()
+
+    def _turn(self) -> None:
+        if not self._calls:
+            raise ActorError("driver", "waiting", "nothing is under way and the run is not finished")
+        done = self.cluster.wait([call.pending for call in self._calls], POLL_S)
+        now = time.monotonic()
+        if done is None:
+            self.feed(ev.Ticked(now))
+            for call in [call for call in self._calls if call.deadline < now]:
+                limit = self.config.cluster.call_deadline_s
+                self.died(ActorError(call.pending.actor, call.pending.method, f"no answer in {limit:.0f} s"))
+            return
+        call = next(call for call in self._calls if call.pending is done)
+        self._calls.remove(call)
+        try:
+            value = self.cluster.result(done)
+        except ActorError as error:
+            self.died(error)
+            return
+        call.answer(value)
+
+    def _heed_stop(self) -> None:
+        if self._stop_deadline < time.monotonic():
+            raise ActorError("driver", "stopping", "work did not come to rest in time; the newest checkpoint "
+                             "stands")
+        if self._should_stop() and not self.stopped:
+            self.stopped = True
+            self._stop_deadline = time.monotonic() + STOP_GRACE_S
+            self.observer.say("stopping: a checkpoint is written first")
+            self.feed(ev.StopRequested())
+
+    def feed(self, event: ev.Event) -> None:
+        """Put an event into the inbox, and empty it: step by step, command by command."""
+        self._inbox.append(event)
+        if self._draining:
+            return
+        self._draining = True
+        try:
+            while self._inbox:
+                event = self._inbox.popleft()
+                self.arrivals.write(encode(event))
+                for command in self.controller.step(event):
+                    self._carry_out[type(command)](command)
+        finally:
+            self._draining = False
+        if not self.controller.finished:
+            self.generation.go_on()
+
+    def later(self, answer: Callable[[Any], None], name: str, method: str, *arguments: Any) -> None:
+        """Ask an actor; ``answer`` receives what it says, once it does."""
+        pending = self.cluster.call(name, method, *arguments)
+        deadline = time.monotonic() + self.config.cluster.call_deadline_s
+        self._calls.append(Call(pending, deadline, answer))
+
+    def replay(self, method: str, *arguments: Any) -> Any:
+        """Ask replay and wait for its answer."""
+        return ask(self.cluster, "replay", method, *arguments,
+                   deadline_s=self.config.cluster.call_deadline_s)
+
+    def died(self, error: ActorError) -> None:
+        """An actor is gone: replace it, or end this life of the run."""
+        old = error.actor
+        new = self.supervisor.replace(error)
+        self.observer.totals["restarts"] += 1
+        self.observer.say(f"{error}; {new} takes its place")
+        self._calls = [call for call in self._calls if call.pending.actor != old]
+        if old.startswith("evaluator"):
+            self.evaluator.abandon()
+        elif old.startswith("judge"):
+            self.evaluator.abandon()
+            self.judging.again()
+        else:
+            self.generation.lost(old)
+            self.feed(ev.GeneratorLost(old))
+            self.generation.welcome(new)
+
+    # ---- commands of its own -------------------------------------------------------------------
+
+    def _draw(self, command: ev.Draw) -> None:
+        drawn = self.draw.draw(command.count, self.controller.version.updates)
+        self.feed(ev.Drawn(tuple(prompt.prompt_id for prompt in drawn)))
+
+    def _restart(self, command: ev.Restart) -> None:
+        self.died(ActorError(command.generator, "sampling", "its lease expired"))
+
+    def _checkpoint(self, _: ev.WriteCheckpoint) -> None:
+        self.ledger.check()
+        assert self.write_checkpoint is not None, "the launcher injects it"
+        self.write_checkpoint()
+        self.feed(ev.CheckpointWritten())
+
+    def _finish(self, command: ev.Finish) -> None:
+        self.stopped = command.stopped
+
+    def close(self) -> None:
+        """Close the journals."""
+        self.arrivals.close()
+        self.ledger.close()

@@ -1,0 +1,123 @@
+"""Evaluation while training goes on: one stamped version, its own actor, its own ids, its own account."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from actors.cluster import ask
+from engine.errors import NonFiniteError
+from engine.evaluation import evaluation_requests, score
+from engine.records.manifest import Manifest
+from engine.records.prompt import Prompt
+from engine.records.trajectory import Trajectory, Verdict
+from engine.records.version import PolicyVersion
+from engine.records.work import Delivery, GeneratorOrder, GeneratorReport
+
+if TYPE_CHECKING:
+    from actors.driver import Driver
+
+ALL_STEPS = 2**31
+
+
+class Evaluator:
+    """Asks the evaluator actor for answers to held-out prompts, and the judge for verdicts."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._prompts: Sequence[Prompt] = driver.prompts.heldout
+        self._tokens = [driver.tokenizer.render(prompt) for prompt in self._prompts]
+        self._busy = False
+
+    def consider(self, version: PolicyVersion, manifest: Manifest | None) -> None:
+        """Evaluate this version if it is due and the last evaluation has ended."""
+        every = self._driver.config.evaluation.every
+        last = version.updates >= self._driver.config.learning.updates
+        if every and version.updates % every == 0 and not last and not self._busy:
+            self.start(version, manifest)
+
+    def start(self, version: PolicyVersion, manifest: Manifest | None) -> None:
+        """Begin; the result reaches the observer when it is there."""
+        driver, options = self._driver, self._driver.config.evaluation
+        self._busy = True
+        requests = evaluation_requests(
+            self._tokens, driver.config.rollout, options.samples, options.temperature, -1
+        )
+        order = GeneratorOrder(tuple(requests), manifest, False, ALL_STEPS)
+        name = driver.supervisor.evaluator
+        driver.later(lambda report: self._sampled(version, report), name, "advance", order)
+
+    def _sampled(self, version: PolicyVersion, report: GeneratorReport) -> None:
+        driver = self._driver
+        if report.refused or report.version != version:
+            driver.observer.say(f"evaluation of version {version} is left out: {report.refused}")
+            self._busy = False
+            return
+        tokens = sum(s.num_sampled for d in report.deliveries for s in d.segments)
+        driver.ledger.account("evaluation", tokens)
+        deliveries = {d.trajectory_id: d for d in report.deliveries}
+        per_prompt = 1 + driver.config.evaluation.samples
+        items = [
+            (self._prompts[(-trajectory_id - 1) // per_prompt], _as_trajectory(delivery))
+            for trajectory_id, delivery in sorted(deliveries.items(), reverse=True)
+        ]
+        driver.later(
+            lambda verdicts: self._judged(version, deliveries, verdicts), driver.supervisor.judge, "judge",
+            items,
+        )
+
+    def _judged(self, version: PolicyVersion, deliveries: dict[int, Delivery],
+                verdicts: dict[int, Verdict]) -> None:
+        self._busy = False
+        driver = self._driver
+        driver.observer.evaluated(
+            score(self._prompts, deliveries, verdicts, version=version,
+                  samples=driver.config.evaluation.samples, decode=driver.tokenizer.decode)
+        )
+
+    def finish(self, version: PolicyVersion, manifest: Manifest | None) -> None:
+        """Evaluate this version now and wait for the result."""
+        driver = self._driver
+        driver.wait_for("evaluator", "judge")
+        self.start(version, manifest)
+        driver.wait_for("evaluator", "judge")
+
+    def canary(self, manifest: Manifest | None) -> None:
+        """Sample a little at learning rate 0 and compare log-probs with the learner; leaves no trace.
+
+        Raises:
+            NonFiniteError: generator and learner disagree by more than the stated threshold: training
+                would follow an importance ratio that is not there.
+        """
+        driver, options = self._driver, self._driver.config.canary
+        if not options.prompts:
+            return
+        rollout, deadline_s = driver.config.rollout, driver.config.cluster.call_deadline_s
+        tokens = self._tokens[: options.prompts]
+        requests = evaluation_requests(tokens, rollout, 1, rollout.temperature, -1)
+        sampled = [request for request in requests if request.temperature > 0]
+        order = GeneratorOrder(tuple(sampled), manifest, False, ALL_STEPS)
+        name = driver.supervisor.evaluator
+        report = ask(driver.cluster, name, "advance", order, deadline_s=deadline_s)
+        prompts = {request.trajectory_id: request.prompt_tokens for request in sampled}
+        items = [(prompts[d.trajectory_id], d) for d in report.deliveries]
+        driver.ledger.account("canary", sum(s.num_sampled for d in report.deliveries for s in d.segments))
+        mean, largest = ask(driver.cluster, "learner", "logprob_gap", items, deadline_s=deadline_s)
+        driver.observer.canary(mean, largest)
+        if not mean <= options.threshold_nats:
+            raise NonFiniteError(
+                f"canary: behaviour and learner log-probs differ by {mean:.3g} nats on average, above "
+                f"canary.threshold_nats={options.threshold_nats}: use generator.precision=float32, or check "
+                "that model and tokenizer belong together"
+            )
+
+    def abandon(self) -> None:
+        """The actor died; the next evaluation starts afresh."""
+        self._busy = False
+
+
+def _as_trajectory(delivery: Delivery) -> Trajectory:
+    return Trajectory(
+        delivery.trajectory_id, delivery.trajectory_id, "", delivery.attempt, delivery.segments,
+        delivery.finish_reason,
+    )

@@ -1,0 +1,127 @@
+"""The driver's side of the generators: what each is told next, and what becomes of its answer.
+
+A generator has at most one call open. Its answer brings the tokens, and the next call takes along
+whatever gathered meanwhile: newer weights first, then a cut, then new work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from engine.errors import ActorError
+from engine.records import event as ev
+from engine.records.manifest import Manifest
+from engine.records.work import GeneratorOrder, GeneratorReport
+
+if TYPE_CHECKING:
+    from actors.driver import Driver
+
+
+@dataclass(slots=True)
+class Mailbox:
+    """What a generator's next call takes along."""
+
+    work: list[int] = field(default_factory=list)
+    weights: Manifest | None = None
+    cut: bool = False
+    open_requests: int = 0
+    behind: bool = False
+    """Weights are staged that it does not serve yet."""
+    busy: bool = False
+
+    @property
+    def wanted(self) -> bool:
+        """There is something to do."""
+        return bool(self.work or self.weights or self.cut or self.open_requests or self.behind)
+
+
+class Generation:
+    """Orders to generators, and their answers."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._boxes: dict[str, Mailbox] = {}
+
+    # ---- commands ------------------------------------------------------------------------------
+
+    def admit(self, command: ev.Admit) -> None:
+        """Tell replay and the ledger of a new group."""
+        driver = self._driver
+        prompt = driver.prompts.by_id[command.prompt_id]
+        driver.training.members[command.group_id] = command.trajectory_ids
+        driver.replay("admit", command.group_id, prompt, driver.tokenizer.render(prompt),
+                      command.trajectory_ids)
+        for trajectory_id in command.trajectory_ids:
+            driver.ledger.issue(trajectory_id, command.group_id, command.prompt_id)
+
+    def dispatch(self, command: ev.Dispatch) -> None:
+        """Work for a generator's next call."""
+        self._boxes[command.generator].work.extend(command.trajectory_ids)
+
+    def cut(self, command: ev.CutAll) -> None:
+        """Cut all its slots with the next call."""
+        self._boxes[command.generator].cut = True
+
+    def publish(self, manifest: Manifest) -> None:
+        """Newer weights for everybody; a version that nobody took yet is skipped."""
+        for box in self._boxes.values():
+            box.weights = manifest
+
+    # ---- calls ---------------------------------------------------------------------------------
+
+    def welcome(self, name: str) -> None:
+        """A new generator receives the current version before any work."""
+        box = self._boxes[name] = Mailbox(busy=True)
+        order = GeneratorOrder(weights=self._driver.training.manifest, max_steps=0)
+        self._driver.later(lambda report: self._joined(name, box, report), name, "advance", order)
+
+    def _joined(self, name: str, box: Mailbox, report: GeneratorReport) -> None:
+        box.busy = False
+        if report.refused:
+            raise ActorError(name, "receiving its first weights", report.refused)
+        self._driver.ledger.report(name, 0, 0)
+        self._driver.feed(ev.GeneratorJoined(name, report.version))
+
+    def go_on(self) -> None:
+        """Call every generator that is free and has something to do."""
+        for name, box in list(self._boxes.items()):
+            if box.wanted and not box.busy:
+                self._advance(name, box)
+
+    def _advance(self, name: str, box: Mailbox) -> None:
+        driver = self._driver
+        requests = ()
+        if box.work:
+            requests = driver.replay("checkout", name, box.work)
+            driver.ledger.dispatch(box.work, name)
+        steps = 0 if box.cut else driver.config.generator.steps_per_call
+        order = GeneratorOrder(requests, box.weights, box.cut, steps)
+        box.work, box.weights, box.cut, box.busy = [], None, False, True
+        driver.later(lambda report: self._advanced(name, box, report), name, "advance", order)
+
+    def _advanced(self, name: str, box: Mailbox, report: GeneratorReport) -> None:
+        driver = self._driver
+        box.busy = False
+        box.open_requests = report.open_requests
+        items = driver.replay("deliver", report) if report.deliveries else ()
+        for item in items:
+            driver.ledger.deliver(item.trajectory_id, item.new_tokens, item.finish_reason is not None)
+        driver.ledger.report(name, report.generated_tokens, report.tokens_in_slots)
+        driver.observer.generated(report)
+        driver.observer.delivered(items)
+        if report.refused:
+            driver.died(ActorError(name, "receiving weights", report.refused))
+            return
+        manifest = driver.training.manifest
+        newest = manifest is None or report.version == manifest.version
+        box.behind = not newest and box.weights is None
+        if newest and manifest is not None and report.digest != manifest.digest:
+            driver.died(ActorError(name, "serving weights", f"digest {report.digest}, not {manifest.digest}"))
+            return
+        driver.feed(ev.Progressed(name, report.version, items))
+
+    def lost(self, name: str) -> None:
+        """A generator died; what it had not delivered is gone."""
+        del self._boxes[name]
+        self._driver.ledger.lose(name)

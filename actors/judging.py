@@ -1,0 +1,52 @@
+"""The driver's side of the judges: finished trajectories out, verdicts in."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from engine.records import event as ev
+from engine.records.prompt import Prompt
+from engine.records.trajectory import Outcome, Trajectory, Verdict
+
+if TYPE_CHECKING:
+    from actors.driver import Driver
+
+
+class Judging:
+    """Judgements under way, and the verdicts of groups that are not trained yet."""
+
+    def __init__(self, driver: Driver) -> None:
+        self._driver = driver
+        self._under_way: set[int] = set()
+        self.correct: dict[int, bool] = {}
+        """Trajectory id -> correct, until its group is trained or dropped."""
+
+    def judge(self, command: ev.Judge) -> None:
+        """Send finished trajectories to the judge; the driver sees them only in passing."""
+        driver = self._driver
+        self._under_way.update(command.trajectory_ids)
+        items = driver.replay("to_judge", command.trajectory_ids)
+        driver.later(lambda verdicts: self._judged(items, verdicts), driver.supervisor.judge, "judge", items)
+
+    def _judged(self, items: tuple[tuple[Prompt, Trajectory], ...], verdicts: dict[int, Verdict]) -> None:
+        driver = self._driver
+        self._under_way.difference_update(verdicts)
+        for trajectory_id, verdict in verdicts.items():
+            if verdict.outcome is Outcome.ok:
+                self.correct[trajectory_id] = verdict.correct
+        texts = [driver.tokenizer.decode(trajectory.token_ids) for _, trajectory in items]
+        driver.observer.judged([
+            (prompt, trajectory, text, verdicts[trajectory.trajectory_id])
+            for (prompt, trajectory), text in zip(items, texts, strict=True)
+        ])
+        driver.feed(driver.replay("judged", verdicts))
+
+    def again(self) -> None:
+        """The judge died: ask its successor the same."""
+        if self._under_way:
+            self.judge(ev.Judge(tuple(sorted(self._under_way))))
+
+    def forget(self, trajectory_ids: tuple[int, ...]) -> list[bool]:
+        """Take out what is known of these; those that were judged."""
+        found: list[Any] = [self.correct.pop(key, None) for key in trajectory_ids]
+        return [one for one in found if one is not None]

@@ -1,0 +1,276 @@
+"""What a run says of itself: the progress line, metrics, samples, and the summary at the end."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from collections import Counter, deque
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engine.config.base import as_dict
+from engine.config.run import RunConfig
+from engine.evaluation import EvaluationResult
+from engine.metrics import Meters, MetricsWriter
+from engine.records.prompt import Prompt
+from engine.records.trajectory import FinishReason, Trajectory, Verdict
+from engine.records.update import UpdateReport
+from engine.records.work import GeneratorReport, Progress
+from engine.run_folder import RunFolder
+
+
+def git_commit() -> str:
+    """Commit of the code that runs, empty outside a checkout."""
+    found = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
+        timeout=10, check=False,
+    )
+    return found.stdout.strip() if found.returncode == 0 else ""
+
+
+def overlap_seconds(left: Sequence[tuple[float, float]], right: Sequence[tuple[float, float]]) -> float:
+    """Seconds that lie in both sets of intervals; each set sorted and without overlaps of its own.
+
+    Example:
+        >>> overlap_seconds([(0.0, 2.0), (3.0, 5.0)], [(1.0, 4.0)])
+        2.0
+    """
+    total, i, j = 0.0, 0, 0
+    while i < len(left) and j < len(right):
+        total += max(0.0, min(left[i][1], right[j][1]) - max(left[i][0], right[j][0]))
+        if left[i][1] < right[j][1]:
+            i += 1
+        else:
+            j += 1
+    return total
+
+
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.2f}"
+
+
+class Observer:
+    """Counts and shows; decides nothing."""
+
+    def __init__(self, config: RunConfig, folder: RunFolder) -> None:
+        self._config = config
+        self._folder = folder
+        self._writer = MetricsWriter(folder.path, config.run.wandb, as_dict(config))
+        self._meters = Meters()
+        self.totals: Counter[str] = Counter()
+        self.staleness: Counter[int] = Counter()
+        self._generator_counts: dict[str, tuple[int, int]] = {}
+        self._generating: deque[tuple[float, float]] = deque()
+        self._overlap = 0.0
+        self._began = time.monotonic()
+        self._ended: float | None = None
+        self._earlier_seconds = 0.0
+        self.totals_canary: tuple[float, float] | None = None
+        self._last_update = self._began
+        self._last_tokens = 0
+        self.accuracy: dict[int, float] = {}
+        self.examples: dict[str, Sequence[tuple[str, str, bool]]] = {}
+        self._live = sys.stdout.isatty() and not config.run.quiet
+        self._shown = ""
+
+    # ---- what happens --------------------------------------------------------------------------
+
+    def begin(self) -> None:
+        """Training time counts from here."""
+        self._began = self._last_update = time.monotonic()
+
+    def end(self) -> None:
+        """Training time stops counting."""
+        self._ended = time.monotonic()
+
+    @property
+    def train_seconds(self) -> float:
+        """Seconds of training, earlier lives included."""
+        now = time.monotonic() if self._ended is None else self._ended
+        return self._earlier_seconds + now - self._began
+
+    def generated(self, report: GeneratorReport) -> None:
+        """A generator answered."""
+        before = self._generator_counts.get(report.generator, (0, 0))
+        self.totals["generated_tokens"] += report.generated_tokens - before[0]
+        self.totals["swaps_while_decoding"] += report.swaps_while_decoding - before[1]
+        self._generator_counts[report.generator] = (report.generated_tokens, report.swaps_while_decoding)
+        self._generating.extend(report.busy)
+
+    def delivered(self, items: Sequence[Progress]) -> None:
+        """Trajectories left their slots."""
+        for item in items:
+            self.totals["saved_tokens"] += item.saved_tokens
+            if item.finish_reason is not None:
+                self.totals["trajectories_with_2_segments"] += item.num_segments >= 2
+                self.totals["trajectories_with_2_versions"] += item.num_versions >= 2
+
+    def judged(self, pairs: Sequence[tuple[Prompt, Trajectory, str, Verdict]]) -> None:
+        """Verdicts arrived: means for the next line, and samples to read."""
+        rows = []
+        for prompt, trajectory, text, verdict in pairs:
+            if verdict.outcome.value == "ok":
+                self._meters.mean("rollout/reward_mean", verdict.score)
+                self._meters.mean("rollout/correct_fraction", float(verdict.correct))
+            reason = trajectory.finish_reason
+            self._meters.mean("rollout/length_mean_tokens", trajectory.length)
+            self._meters.mean("rollout/truncated_fraction", float(reason is FinishReason.length))
+            self._meters.mean("rollout/repetition_fraction", float(reason is FinishReason.repetition))
+            rows.append({
+                "trajectory": trajectory.trajectory_id, "group": trajectory.group_id,
+                "prompt": prompt.messages[-1].content, "text": text, "score": verdict.score,
+                "correct": verdict.correct, "reason": verdict.reason, "outcome": verdict.outcome.value,
+                "finish": "" if reason is None else reason.value,
+                "segments": [[str(s.version), s.num_sampled] for s in trajectory.segments],
+            })
+        self._folder.append_samples(rows)
+
+    def updated(self, report: UpdateReport, trajectories: int, extra: Mapping[str, float]) -> None:
+        """An update was made: one line of metrics, one line to look at."""
+        now = time.monotonic()
+        self.staleness.update({int(age): count for age, count in report.staleness.items()})
+        self.totals["trained_tokens"] += report.carried_tokens
+        self.totals["trained_trajectories"] += trajectories
+        self._count_overlap(report.busy)
+        tokens = self.totals["generated_tokens"] - self._last_tokens
+        values = self._meters.reduce() | dict(report.metrics) | dict(extra)
+        values["generate/tokens_per_second"] = tokens / max(now - self._last_update, 1e-9)
+        values["generate/saved_tokens"] = self.totals["saved_tokens"]
+        values["learn/trained_tokens"] = report.carried_tokens
+        values["learn/seconds"] = report.busy[1] - report.busy[0]
+        values["schedule/update_seconds"] = now - self._last_update
+        carried = sum(report.staleness.values())
+        ages = sum(age * count for age, count in report.staleness.items())
+        values["schedule/staleness_mean_versions"] = ages / carried if carried else 0.0
+        values["schedule/staleness_max_versions"] = max(report.staleness, default=0)
+        for reason, count in report.masked_tokens.items():
+            values[f"ledger/masked_{reason}_tokens"] = count
+        self._writer.write(report.version.updates, values)
+        self._meters = Meters()
+        self._last_update, self._last_tokens = now, self.totals["generated_tokens"]
+        self.show(report.version.updates, values)
+
+    def _count_overlap(self, busy: tuple[float, float]) -> None:
+        spans = sorted(self._generating)
+        merged: list[tuple[float, float]] = []
+        for start, stop in spans:
+            if merged and start <= merged[-1][1]:
+                merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+            else:
+                merged.append((start, stop))
+        self._overlap += overlap_seconds(merged, [busy])
+        self._generating = deque(span for span in spans if span[1] > busy[1])
+
+    def evaluated(self, result: EvaluationResult) -> None:
+        """A version was evaluated on held-out prompts."""
+        updates = result.version.updates
+        self.accuracy[updates] = result.accuracy
+        values = {"heldout/accuracy": result.accuracy, "heldout/length_mean_tokens": result.length_mean_tokens}
+        if result.k:
+            values |= {"heldout/mean_at_k": result.mean_at_k, "heldout/pass_at_k": result.pass_at_k}
+        self._writer.write(updates, values)
+        self.examples["before" if updates == 0 else "after"] = result.examples
+
+    # ---- what is shown -------------------------------------------------------------------------
+
+    def show(self, updates: int, values: Mapping[str, float]) -> None:
+        """The live progress line."""
+        if self._config.run.quiet:
+            return
+        total = self._config.learning.updates
+        rate = self.train_seconds / max(updates, 1)
+        accuracy = self.accuracy[max(self.accuracy)] if self.accuracy else float("nan")
+        left = int(rate * (total - updates))
+        self._print(
+            f"update {updates}/{total}  reward {values.get('rollout/total_reward_mean', 0.0):.2f}  "
+            f"held-out {accuracy:.2f}  length {values.get('rollout/length_mean_tokens', 0.0):.1f}  "
+            f"staleness {values['schedule/staleness_mean_versions']:.2f}  "
+            f"{values['generate/tokens_per_second']:.0f} tokens/s  left {left // 60}:{left % 60:02d}"
+        )
+
+    def _print(self, line: str) -> None:
+        if self._live:
+            print("\r" + line.ljust(len(self._shown)), end="", flush=True)
+            self._shown = line
+        else:
+            print(line, flush=True)
+
+    def say(self, text: str) -> None:
+        """A sentence of its own line."""
+        if self._live and self._shown:
+            print()
+            self._shown = ""
+        if not self._config.run.quiet:
+            print(text, flush=True)
+
+    def canary(self, mean: float, largest: float) -> None:
+        """Gap between behaviour and learner log-probs before the first update, nats."""
+        self.totals_canary = (mean, largest)
+        self.say(f"canary: log-probs of generator and learner differ by {mean:.2g} nats (largest {largest:.2g})")
+
+    # ---- the end -------------------------------------------------------------------------------
+
+    def summary(self, updates: int, ledger: Mapping[str, Any], digest: str) -> dict[str, Any]:
+        """Everything that ``summary.json`` holds."""
+        seconds = self.train_seconds
+        masked = sum(ledger["tokens"]["masked"].values())
+        carried = ledger["tokens"]["carried_loss"]
+        names = ("generated_tokens", "trained_tokens", "trajectories_with_2_segments",
+                 "trajectories_with_2_versions", "swaps_while_decoding", "saved_tokens")
+        return {
+            "name": self._config.run.name or self._folder.path.name,
+            "accuracy_before": self.accuracy.get(0), "accuracy_after": self.accuracy.get(updates),
+            "accuracy": {str(key): value for key, value in sorted(self.accuracy.items())},
+            "updates": updates, "train_seconds": seconds,
+            "tokens_per_second": self.totals["generated_tokens"] / max(seconds, 1e-9),
+            "samples_per_second": self.totals["trained_trajectories"] / max(seconds, 1e-9),
+            "max_staleness_seen": max(self.staleness, default=0),
+            "staleness_histogram": {str(k): v for k, v in sorted(self.staleness.items())},
+            "overlap_seconds": self._overlap,
+            "loss_carrying_fraction": carried / (carried + masked) if carried + masked else 1.0,
+            "weights_digest": digest, "ledger": ledger, "seed": self._config.seed,
+            "canary_gap_nats": self.totals_canary, "restarts": self.totals["restarts"], "git_commit": git_commit(),
+            **{name: self.totals[name] for name in names},
+        }
+
+    def table(self, summary: Mapping[str, Any]) -> None:
+        """Before, after, and examples."""
+        if self._config.run.quiet:
+            return
+        from rich.console import Console
+        from rich.table import Table
+
+        table = Table("", "before", "after", title=f"{summary['name']}: {summary['updates']} updates in "
+                      f"{summary['train_seconds']:.0f} s")
+        table.add_row("held-out accuracy", *(_shown(summary[f"accuracy_{when}"]) for when in ("before", "after")))
+        pairs = zip(self.examples.get("before", ()), self.examples.get("after", ()), strict=False)
+        for (question, first, _), (_, second, _) in list(pairs)[:4]:
+            table.add_row(question.strip()[-60:], first.strip()[:60], second.strip()[:60])
+        console = Console()
+        console.print(table)
+        console.print(f"run folder: {self._folder.path}")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Totals that go on after a resume."""
+        return {
+            "totals": dict(self.totals), "staleness": {str(k): v for k, v in self.staleness.items()},
+            "seconds": self.train_seconds, "overlap": self._overlap,
+            "accuracy": {str(k): v for k, v in self.accuracy.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], updates: int) -> None:
+        """The inverse of :meth:`state_dict`; later metrics are forgotten."""
+        self.totals = Counter(state["totals"])
+        self.staleness = Counter({int(k): v for k, v in state["staleness"].items()})
+        self._earlier_seconds, self._overlap = state["seconds"], state["overlap"]
+        self.accuracy = {int(k): v for k, v in state["accuracy"].items()}
+        self._last_tokens = self.totals["generated_tokens"]
+        self._writer.truncate(updates)
+
+    def close(self) -> None:
+        """Flush what is written."""
+        if self._live and self._shown:
+            print()
+        self._writer.close()

@@ -1,0 +1,171 @@
+"""One run from its checks to its summary, over as many lives as the deaths of its actors cost."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from actors import snapshot
+from actors.cluster import ask, open_cluster
+from actors.driver import Driver
+from actors.observer import Observer
+from actors.supervisor import Restarts, Supervisor
+from actors.warm_start import warm_start
+from engine.config.run import RunConfig
+from engine.errors import ActorError, CheckpointError, ConfigError
+from engine.preflight import Checked, check
+from engine.run_folder import RunFolder
+from engine.weights.shared_memory import clean_leftovers
+
+
+class StopSignal:
+    """Remembers that SIGINT or SIGTERM arrived; the second one ends at once."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> StopSignal:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._before[number] = signal.signal(number, self._heard)
+        return self
+
+    def _heard(self, number: int, _: FrameType | None) -> None:
+        if self.asked:
+            raise KeyboardInterrupt(f"signal {number} for the second time")
+        self.asked = True
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+def run(config: RunConfig, config_text: str) -> dict[str, Any]:
+    """Train; returns what ``summary.json`` holds.
+
+    Args:
+        config: of the run.
+        config_text: its resolved YAML, written to the run folder.
+
+    Raises:
+        PeriluneError: a refusal before anything starts, or what ended the run.
+    """
+    checked = check(config)
+    folder = RunFolder.open(config.run)
+    try:
+        if not folder.resumed:
+            folder.write_config(config_text)
+        with StopSignal() as stop:
+            return _live(config, checked, folder, stop)
+    finally:
+        folder.close()
+
+
+def _live(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSignal) -> dict[str, Any]:
+    """Lives of one run: each ends in a summary, or in a death that the newest checkpoint heals."""
+    restarts = Restarts(config.cluster.max_restarts, config.cluster.restart_window_s, time.monotonic)
+    resumed = folder.resumed
+    while True:
+        try:
+            return _life(config, checked, folder, stop, restarts, resumed)
+        except ActorError as error:
+            if stop.asked or not error.actor.startswith(("learner", "replay")):
+                raise
+            restarts.allow(error)
+            print(f"{error}; going on from the newest checkpoint", flush=True)
+            resumed = True
+
+
+def _life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSignal, restarts: Restarts,
+          resumed: bool) -> dict[str, Any]:
+    observer = Observer(config, folder)
+    model = str(checked.folder or warm_start(config, checked.prompts, observer.say))
+    clean_leftovers(_channel_folder(config))
+    cluster = open_cluster(config.cluster, folder.run_id)
+    driver = None
+    try:
+        dumps = str(folder.rollouts) if config.run.dump_rollouts else ""
+        supervisor = Supervisor(cluster, config, model, folder.run_id, dumps, restarts)
+        supervisor.start_all()
+        driver = Driver(config, cluster, supervisor, folder, checked.prompts, checked.tokenizer, observer,
+                        lambda: stop.asked)
+        opened = driver
+        driver.write_checkpoint = lambda: _checkpoint(opened, folder)
+        _begin(driver, folder, resumed)
+        driver.run()
+        return _end(driver, folder)
+    finally:
+        if driver is not None:
+            driver.close()
+        observer.close()
+        cluster.close()
+
+
+def _channel_folder(config: RunConfig) -> Any:
+    from pathlib import Path
+
+    return Path(config.weights.folder)
+
+
+def _checkpoint(driver: Driver, folder: RunFolder) -> None:
+    began = time.monotonic()
+    written = snapshot.save(driver, folder.checkpoints)
+    driver.observer.say(f"checkpoint {written.name} in {time.monotonic() - began:.1f} s")
+
+
+def _begin(driver: Driver, folder: RunFolder, resumed: bool) -> None:
+    """Restore or start afresh, publish, look at the first version, and let the canary sing."""
+    deadline_s = driver.config.cluster.call_deadline_s
+    if resumed:
+        try:
+            snapshot.restore(driver, folder.checkpoints)
+        except CheckpointError as error:
+            if any(folder.checkpoints.iterdir()):
+                raise
+            driver.observer.say(f"nothing to resume ({error}): starting from the beginning")
+            resumed = False
+            driver.arrivals.truncate(0)
+            driver.ledger.restart()
+    driver.training.manifest = ask(driver.cluster, "learner", "publish", deadline_s=deadline_s)
+    if not resumed:
+        driver.evaluator.canary(driver.training.manifest)
+        driver.evaluator.finish(driver.controller.version, driver.training.manifest)
+    driver.observer.begin()
+
+
+def _end(driver: Driver, folder: RunFolder) -> dict[str, Any]:
+    config, observer = driver.config, driver.observer
+    deadline_s = config.cluster.call_deadline_s
+    version = driver.controller.version
+    observer.end()
+    if driver.stopped:
+        observer.say(f"stopped at update {version.updates}; go on with run.exists=resume")
+    else:
+        driver.evaluator.finish(version, driver.training.manifest)
+        driver.ledger.end()
+        driver.ledger.check()
+    ask(driver.cluster, "learner", "save_model", folder.model, deadline_s=deadline_s)
+    digest = ask(driver.cluster, "learner", "digest", deadline_s=deadline_s)
+    summary = observer.summary(version.updates, driver.ledger.counts(), digest)
+    folder.write_summary(summary)
+    observer.table(summary)
+    return summary
+
+
+def dry_run(config: RunConfig, config_text: str, say: Callable[[str], None] = print) -> None:
+    """Print the resolved configuration, what the run needs and the processes it would start."""
+    import json
+
+    from engine.preflight import needs
+
+    checked = check(config)
+    if config.run.dir == "":
+        raise ConfigError("run.dir", config.run.dir, "give a folder")
+    say(config_text)
+    say(json.dumps(needs(config, checked.architecture), indent=2))
+    say(f"{len(checked.prompts.train)} training and {len(checked.prompts.heldout)} held-out prompts")

@@ -1,0 +1,62 @@
+"""A checkpoint of the whole run: one atomic folder, from which every part goes on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from actors.cluster import ask
+from engine.learn.checkpoint import newest_checkpoint, prune, read_checkpoint, write_checkpoint
+from engine.records.codec import decode, encode
+
+if TYPE_CHECKING:
+    from actors.driver import Driver
+
+
+def save(driver: Driver, root: Path) -> Path:
+    """Write a checkpoint at a barrier: nothing flies, nothing is judged, nothing learns.
+
+    Learner and replay write their own parts, so weights never pass through the driver.
+    """
+    config = driver.config
+
+    def learner(path: Path) -> None:
+        ask(driver.cluster, "learner", "write_state", path, deadline_s=config.cluster.call_deadline_s)
+
+    driver.arrivals.flush()
+    state = {
+        "controller": driver.controller.state_dict(), "draw": driver.draw.state_dict(),
+        "ledger": driver.ledger.state_dict(), "observer": driver.observer.state_dict(),
+        "arrivals": driver.arrivals.tell(), "correct": driver.judging.correct,
+        "members": driver.training.members,
+    }
+    version = driver.controller.version
+    folder = write_checkpoint(
+        root / f"update-{version.updates:06d}",
+        {"learner.safetensors": learner, "driver.msgpack": encode(state),
+         "replay.msgpack": encode(driver.replay("state_dict"))},
+        {"lineage": version.lineage, "updates": version.updates, "seed": config.seed},
+    )
+    prune(root, config.learning.keep_checkpoints)
+    return folder
+
+
+def restore(driver: Driver, root: Path) -> None:
+    """Go on from the newest whole checkpoint under a new lineage.
+
+    Raises:
+        CheckpointError: there is none.
+    """
+    checkpoint = read_checkpoint(newest_checkpoint(root))
+    deadline_s = driver.config.cluster.call_deadline_s
+    state: dict[str, Any] = decode(checkpoint.read("driver.msgpack"))
+    ask(driver.cluster, "learner", "load_state", checkpoint.path("learner.safetensors"),
+        deadline_s=deadline_s)
+    driver.replay("load_state_dict", decode(checkpoint.read("replay.msgpack")))
+    driver.controller.load_state_dict(state["controller"])
+    driver.draw.load_state_dict(state["draw"])
+    driver.ledger.load_state_dict(state["ledger"])
+    driver.observer.load_state_dict(state["observer"], driver.controller.version.updates)
+    driver.arrivals.truncate(state["arrivals"])
+    driver.judging.correct = {int(key): value for key, value in state["correct"].items()}
+    driver.training.members = {int(key): tuple(value) for key, value in state["members"].items()}
