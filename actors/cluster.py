@@ -159,9 +159,6 @@ class RayCluster:
         Raises:
             ClusterError: it does not come up or answer, with the reason and the remedy.
         """
-        import ray
-
-        self._ray = ray
         self._config = config
         self._handles: dict[str, Any] = {}
         self._private = config.address == "local"
@@ -173,6 +170,10 @@ class RayCluster:
             options |= self._local_options()
         else:
             options["address"] = config.address
+        # Ray reads its environment when it is imported, so not before this line.
+        import ray
+
+        self._ray = ray
         try:
             ray.init(**options)
         except (ConnectionError, RuntimeError, ValueError, TimeoutError, OSError) as error:

@@ -143,7 +143,7 @@ class Roster:
     """Outstanding groups by id, in order of issue; a group leaves when it is trained or dropped."""
 
     def __init__(self, max_attempts: int) -> None:
-        """Nobody outstanding; ``max_attempts`` generators may die with a trajectory before it is given up."""
+        """Nobody outstanding; ``max_attempts`` generators may die with a trajectory, then it is given up."""
         self.groups: dict[int, OpenGroup] = {}
         self.ages: Counter[int] = Counter()
         """Oldest version -> groups."""

@@ -35,10 +35,11 @@ from engine.records.trajectory import FinishReason
 from engine.records.version import PolicyVersion
 from engine.records.work import Delivery, Request
 
-
 _PATIENCE = 8
 """A prefill pass costs the same however few rows it needs, so small ones wait: for an eighth of the slots
 to need one, but at most this many steps."""
+
+_NO_WEIGHTS = PolicyVersion(0, -1)
 
 
 class NativeSampler:
@@ -46,7 +47,7 @@ class NativeSampler:
 
     def __init__(self, decoder: Decoder, slots: int, prefill_tokens: int, *, context_tokens: int,
                  stop_ids: Iterable[int], repetition: RepetitionConfig, seed: int) -> None:
-        """Allocate slots; weights arrive by :meth:`swap` before the first step.
+        """Allocate slots; nothing is admitted before weights arrived by :meth:`swap`.
 
         Args:
             decoder: the forward, its weights still to be loaded.
@@ -72,10 +73,8 @@ class NativeSampler:
         self._cut_length = np.zeros(slots, np.int64)
         self._rows = torch.arange(slots)
         self._counts: Counter[str] = Counter()
-        self.version = PolicyVersion(0, -1)
+        self.version = _NO_WEIGHTS
         self.digest = ""
-
-    # ---- joining and leaving -------------------------------------------------------------------
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests, all or none.
@@ -93,7 +92,7 @@ class NativeSampler:
         self._waiting.extend(requests)
 
     def _admit(self) -> None:
-        if self._pending is not None:
+        if self._pending is not None or self.version == _NO_WEIGHTS:
             return
         for slot in self._table.free():
             if not self._waiting:
@@ -128,8 +127,6 @@ class NativeSampler:
         self._apply_pending()
         return deliveries
 
-    # ---- weights -------------------------------------------------------------------------------
-
     def swap(self, staged: StagedWeights, mode: InFlight) -> None:
         """Serve other weights from the next token on; the module says what the three modes do.
 
@@ -140,6 +137,7 @@ class NativeSampler:
         if mode is InFlight.finish and self._open:
             self._pending = staged
             return
+        self._load(staged)
         if self._open:
             self._counts["swaps_while_decoding"] += 1
         kept, table = mode is InFlight.keep_cache, self._table
@@ -148,7 +146,6 @@ class NativeSampler:
             held.swapped(staged.version, keys=int(table.filled[slot]), kept=kept)
         if not kept:
             table.forget_keys()
-        self._load(staged)
 
     def _load(self, staged: StagedWeights) -> None:
         self._decoder.load(staged.tensors)
@@ -159,8 +156,6 @@ class NativeSampler:
         if self._pending is not None and not self._open:
             self._load(self._pending)
             self._pending = None
-
-    # ---- sampling ------------------------------------------------------------------------------
 
     def step(self) -> list[Delivery]:
         """Sample one token for every ready slot; return the trajectories that left theirs."""
@@ -194,12 +189,12 @@ class NativeSampler:
         if self._watch is not None:
             looping = self._watch.observe(tokens, ready)
         limits = self._limit[ready]
-        leaves = self._stop.candidates(tokens, lengths, limits, looping) | (lengths >= self._cut_length[ready])
+        ended = self._stop.candidates(tokens, lengths, limits, looping)
+        cut = lengths >= self._cut_length[ready]
         deliveries = []
-        for row in np.flatnonzero(leaves):
-            reason = self._stop.reason(
-                int(tokens[row]), int(lengths[row]), int(limits[row]), bool(looping[row])
-            )
+        for row in np.flatnonzero(ended | cut):
+            token, length, limit = int(tokens[row]), int(lengths[row]), int(limits[row])
+            reason = self._stop.reason(token, length, limit, bool(looping[row]))
             deliveries.append(self._leave(int(ready[row]), reason))
         return deliveries
 
@@ -256,8 +251,6 @@ class NativeSampler:
             table.filled[slot] += count
             for cause, keys in self._open[slot].prefill_causes(first, count).items():
                 self._counts[f"prefilled_{cause}_tokens"] += keys
-
-    # ---- facts ---------------------------------------------------------------------------------
 
     @property
     def idle(self) -> bool:

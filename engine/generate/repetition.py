@@ -57,4 +57,5 @@ class RepetitionWatch:
         self._matched[slots] = matched
         self._recent[slots, 1:] = recent[:, :-1]
         self._recent[slots, 0] = newest
-        return (matched >= self._needed).any(axis=1)
+        looping: NDArray[np.bool_] = np.any(matched >= self._needed, axis=1)
+        return looping

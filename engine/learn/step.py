@@ -179,8 +179,8 @@ class LearnerCore:
             output.loss.backward()
             self.optimiser.collect()
             parts = {"loss": output.loss.detach(), "logprob_gap_mean_nats_sum": gap, **output.metrics}
-            for name, value in parts.items():
-                found[name] += float(value)
+            for name, part in parts.items():
+                found[name] += float(part)
         norm = self.optimiser.step()
         if math.isfinite(norm):
             for name, value in found.items():

@@ -122,7 +122,7 @@ def _step(network: Any, optimiser: MasterOptimiser, batch: Sequence[Sample], row
     total = 0.0
     for row in pack(batch, row_tokens, share_prompts=False):
         loss = negative_log_likelihood(score_row(network, row)[0], tokens)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimiser.collect()
         total += float(loss.detach())
     norm = optimiser.step()

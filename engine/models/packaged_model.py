@@ -12,6 +12,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -83,17 +84,21 @@ def _dequantise(source: Path, target: Path, name: str) -> None:
     try:
         from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     except ImportError as error:
-        raise ModelError(f"transformers cannot read GGUF here ({error}): install transformers>=5.23") from None
+        raise ModelError(
+            f"transformers cannot read GGUF here ({error}): install transformers>=5.23"
+        ) from None
     try:
         tokenizer = AutoTokenizer.from_pretrained(source.parent, gguf_file=source.name)
-        network = AutoModelForCausalLM.from_pretrained(
+        network: Any = AutoModelForCausalLM.from_pretrained(
             source.parent,
             gguf_file=source.name,
             quantization_config=GgufConfig(gguf_file=source.name, dequantize=True),
             dtype=torch.float32,
         )
     except ImportError as error:
-        raise ModelError(f"reading {source.name} needs gguf and accelerate ({error}): install both") from None
+        raise ModelError(
+            f"reading {source.name} needs gguf and accelerate ({error}): install both"
+        ) from None
     # The loaded network still says it is quantised, which would forbid saving it.
     network.config.__dict__.pop("quantization_config", None)
     network.config._name_or_path = name

@@ -34,9 +34,14 @@ def model_folder(config: ModelConfig) -> Path:
         raise ModelError(
             f"model.path={config.path!r} holds no config.json: give the folder of a Hugging Face model"
         )
-    family = json.loads((folder / "config.json").read_text()).get("model_type")
+    try:
+        family = json.loads((folder / "config.json").read_text()).get("model_type")
+    except ValueError as error:
+        raise ModelError(f"model.path={config.path!r} holds a broken config.json: {error}") from None
     if family not in FAMILIES:
-        raise ModelError(f"model.path={config.path!r} is of family {family!r}: known: {', '.join(FAMILIES)}")
+        raise ModelError(
+            f"model.path={config.path!r} is of family {family!r}: known: {', '.join(FAMILIES)}"
+        )
     return folder
 
 
@@ -46,15 +51,22 @@ def load_network(folder: str | Path, precision: Precision) -> Any:
     Raises:
         ModelError: the folder does not hold a whole model.
     """
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     register_packed_attention()
+    loader: Any = AutoModelForCausalLM
     try:
-        network = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=DTYPES[precision], attn_implementation=ATTENTION_NAME
+        network, report = loader.from_pretrained(
+            folder, dtype=DTYPES[precision], attn_implementation=ATTENTION_NAME, local_files_only=True,
+            output_loading_info=True,
         )
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"no model could be loaded from {folder}: {error}") from None
+    # Transformers fills gaps with random weights and a warning.
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(f"the weights in {folder} lack {', '.join(missing[:3])}: copy the folder again")
     return network.eval()
 
 
@@ -64,7 +76,7 @@ def scratch_network(config: ScratchConfig, seed: int) -> tuple[Any, PolicyTokeni
 
     register_packed_attention()
     tokenizer = character_tokenizer(config.alphabet)
-    architecture = LlamaConfig(
+    architecture = LlamaConfig(  # type: ignore[call-arg]
         vocab_size=len(tokenizer.backend),
         hidden_size=config.width,
         intermediate_size=config.intermediate,
@@ -96,8 +108,8 @@ def with_adapter(network: Any, config: AdapterConfig) -> Any:
     except ImportError:
         raise ModelError("model.adapter.rank > 0 needs peft: pip install 'perilune[lora]'") from None
     lora = LoraConfig(
-        r=config.rank, lora_alpha=config.alpha, target_modules=list(config.targets),
-        lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
+        r=config.rank, lora_alpha=config.alpha,  # type: ignore[arg-type]
+        target_modules=list(config.targets), lora_dropout=0.0, bias="none", task_type="CAUSAL_LM",
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -129,6 +141,7 @@ def head_weight(network: Any) -> Tensor:
     return _base(network).get_output_embeddings().weight
 
 
+@torch.no_grad()
 def published_tensors(network: Any) -> dict[str, Tensor]:
     """Name -> tensor of the plain model, adapters folded in, as generators receive it."""
     if not hasattr(network, "get_base_model"):

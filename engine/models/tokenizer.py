@@ -38,7 +38,7 @@ class PolicyTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            backend = AutoTokenizer.from_pretrained(folder)
+            backend = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError) as error:
             raise ModelError(f"no tokenizer could be loaded from {folder}: {error}") from None
         if not getattr(backend, "chat_template", None):

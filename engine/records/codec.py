@@ -1,12 +1,13 @@
 """Records to msgpack and back: no pickle on disk, no code in data.
 
-A record is encoded as [class name, field values]; numpy arrays as (dtype, shape, bytes). Only classes of
-this room decode, so a file can not name anything else.
+A record is encoded as [class name, field values]; numpy arrays of plain numbers as (dtype, shape, bytes).
+Only classes of this room decode, so a file can not name anything else.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from enum import StrEnum
 from functools import cache
 from typing import Any, get_type_hints
@@ -18,6 +19,7 @@ from engine.errors import RecordError
 from engine.records import event, manifest, prompt, trajectory, update, version, work
 
 _RECORD, _ARRAY, _TUPLE = 1, 2, 3
+_PLAIN_DTYPE = re.compile(r"[<>|][biufc]\d+")
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
     for module in (event, manifest, prompt, trajectory, update, version, work)
@@ -40,13 +42,15 @@ def _enum_fields(cls: type) -> dict[str, type[StrEnum]]:
 def _pack(value: Any) -> Any:
     if isinstance(value, StrEnum):
         return value.value
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         cls = type(value)
         if _CLASSES.get(cls.__name__) is not cls:
             raise RecordError(f"{cls.__name__} is not a record: only engine.records may be encoded")
         fields = [getattr(value, field.name) for field in dataclasses.fields(cls)]
         return msgpack.ExtType(_RECORD, _packb([cls.__name__, fields]))
     if isinstance(value, np.ndarray):
+        if not _PLAIN_DTYPE.fullmatch(value.dtype.str):
+            raise RecordError(f"cannot encode an array of {value.dtype}: records hold plain numbers")
         body = [value.dtype.str, list(value.shape), np.ascontiguousarray(value).tobytes()]
         return msgpack.ExtType(_ARRAY, msgpack.packb(body, use_bin_type=True))
     if isinstance(value, np.generic):
@@ -65,6 +69,8 @@ def _unpack(code: int, data: bytes) -> Any:
         return tuple(_unpackb(data))
     if code == _ARRAY:
         dtype, shape, raw = msgpack.unpackb(data, raw=False)
+        if not isinstance(dtype, str) or not _PLAIN_DTYPE.fullmatch(dtype):
+            raise RecordError(f"array of dtype {dtype!r}: expected plain numbers")
         return np.frombuffer(raw, dtype=np.dtype(dtype)).reshape(shape).copy()
     if code == _RECORD:
         name, values = _unpackb(data)
@@ -92,7 +98,12 @@ def encode(value: Any) -> bytes:
     Raises:
         RecordError: the value holds something that is neither plain data, an array nor a record.
     """
-    return _packb(value)
+    try:
+        return _packb(value)
+    except RecordError:
+        raise
+    except (ValueError, OverflowError, RecursionError) as error:
+        raise RecordError(f"cannot encode a {type(value).__name__}: {error}") from error
 
 
 def decode(data: bytes) -> Any:
@@ -103,7 +114,8 @@ def decode(data: bytes) -> Any:
     """
     try:
         return _unpackb(data)
-    except (msgpack.UnpackException, ValueError, TypeError) as error:
-        if isinstance(error, RecordError):
-            raise
+    except RecordError:
+        raise
+    except (msgpack.UnpackException, ValueError, TypeError, AttributeError, OverflowError,
+            RecursionError) as error:
         raise RecordError(f"not an encoded record: {error}") from error

@@ -8,7 +8,7 @@ a late answer of a dead incarnation can never be trained twice.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,15 @@ class _Open:
 class ReplayBuffer:
     """Trajectories between issue and training."""
 
-    def __init__(self, rollout: RolloutConfig, reward: RewardConfig, round_budget_tokens: int | None) -> None:
+    def __init__(self, rollout: RolloutConfig, reward: RewardConfig,
+                 round_budget_tokens: int | None) -> None:
+        """An empty buffer.
+
+        Args:
+            rollout: how requests are to be answered.
+            reward: for total rewards, which tell groups without spread.
+            round_budget_tokens: tokens a request may spend before it is cut; None: no cut.
+        """
         self._rollout = rollout
         self._reward = reward
         self._round_budget_tokens = round_budget_tokens
@@ -53,16 +61,34 @@ class ReplayBuffer:
 
     def admit(self, group_id: int, prompt: Prompt, prompt_tokens: NDArray[np.int32],
               trajectory_ids: Sequence[int]) -> None:
-        """Open a group of empty trajectories."""
+        """Open a group of empty trajectories.
+
+        Raises:
+            RecordError: the group or a member is here already.
+        """
+        twice = [key for key in trajectory_ids if key in self._trajectories]
+        if group_id in self._groups or twice:
+            raise RecordError(f"group {group_id} with members {list(trajectory_ids)} was admitted before")
         self._groups[group_id] = _Open(group_id, prompt, prompt_tokens, tuple(trajectory_ids))
         for trajectory_id in trajectory_ids:
             self._trajectories[trajectory_id] = Trajectory(trajectory_id, group_id, prompt.prompt_id)
 
     def checkout(self, generator: str, trajectory_ids: Sequence[int]) -> tuple[Request, ...]:
-        """Lease trajectories to a generator; an earlier lease on them ends."""
+        """Lease trajectories to a generator; an earlier lease on them ends.
+
+        A trajectory whose earlier lease never came back died with its holder: its next attempt draws
+        another random stream, since the last one may be what killed.
+
+        Raises:
+            RecordError: a trajectory is finished.
+        """
         requests = []
         for trajectory_id in trajectory_ids:
             held = self._trajectories[trajectory_id]
+            if held.finish_reason is not None:
+                raise RecordError(f"trajectory {trajectory_id} is finished and cannot go on")
+            if trajectory_id in self._leases:
+                held = self._trajectories[trajectory_id] = replace(held, attempt=held.attempt + 1)
             self._leases[trajectory_id] = generator
             requests.append(
                 Request(
@@ -86,7 +112,8 @@ class ReplayBuffer:
         )
 
     def _holds_lease(self, generator: str, delivery: Delivery) -> bool:
-        held = self._leases.get(delivery.trajectory_id) == generator
+        key = delivery.trajectory_id
+        held = self._leases.get(key) == generator and self._trajectories[key].attempt == delivery.attempt
         self._fenced += not held
         return held
 
@@ -110,7 +137,11 @@ class ReplayBuffer:
     # ---- judging and training ------------------------------------------------------------------
 
     def to_judge(self, trajectory_ids: Sequence[int]) -> tuple[tuple[Prompt, Trajectory], ...]:
-        """Finished trajectories beside their prompts."""
+        """Finished trajectories beside their prompts.
+
+        Raises:
+            RecordError: a trajectory is unfinished.
+        """
         found = []
         for trajectory_id in trajectory_ids:
             trajectory = self._trajectories[trajectory_id]
@@ -120,7 +151,11 @@ class ReplayBuffer:
         return tuple(found)
 
     def judged(self, verdicts: Mapping[int, Verdict]) -> Judged:
-        """Store verdicts; names the groups that are complete and without spread."""
+        """Store verdicts; names the groups that are complete and without spread in their total rewards.
+
+        Verdicts of trajectories that left meanwhile are not stored, and those whose judge failed are never
+        read as a reward.
+        """
         touched = set()
         for trajectory_id, verdict in verdicts.items():
             if trajectory_id not in self._trajectories:
@@ -150,7 +185,15 @@ class ReplayBuffer:
         )
 
     def take(self, group_ids: Sequence[int], updates: int) -> tuple[Group, ...]:
-        """Complete groups for an update that trains version ``updates``, sorted by id; they leave."""
+        """Complete groups for an update that trains version ``updates``, sorted by id; they leave.
+
+        Raises:
+            RecordError: a member is not judged yet; nothing left.
+        """
+        for group_id in group_ids:
+            open_members = set(self._groups[group_id].members) - set(self._groups[group_id].verdicts)
+            if open_members:
+                raise RecordError(f"group {group_id} lacks verdicts on {sorted(open_members)}")
         self._updates = updates
         groups = tuple(self._group(group_id) for group_id in sorted(group_ids))
         for group_id in group_ids:

@@ -15,6 +15,7 @@ accounts of their own.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ class Ledger:
         self._file = None if path is None else path.open("ab")
         self._position = 0 if self._file is None else self._file.tell()
         self._open: dict[int, list[Any]] = {}
-        """Trajectory id -> [buffered?, delivered tokens]."""
+        """Trajectory id -> [the generator that works on it, empty: none; delivered tokens]."""
         self._issued = 0
         self._trained = 0
         self._dropped: Counter[str] = Counter()
@@ -63,25 +64,37 @@ class Ledger:
             self._position += len(data)
 
     def issue(self, trajectory_id: int, group_id: int, prompt_id: str) -> None:
-        """A trajectory exists from now on."""
+        """A trajectory exists from now on, in replay.
+
+        Raises:
+            LedgerError: it is outstanding already.
+        """
         if trajectory_id in self._open:
             raise LedgerError(f"trajectory {trajectory_id} was issued twice")
-        self._open[trajectory_id] = [False, 0]
+        self._open[trajectory_id] = ["", 0]
         self._issued += 1
         self._write("issue", trajectory_id, group_id, prompt_id)
 
     def dispatch(self, trajectory_ids: Sequence[int], generator: str) -> None:
-        """A generator works on these now."""
+        """A generator works on these now.
+
+        Raises:
+            LedgerError: one is not outstanding.
+        """
+        self._require_open(trajectory_ids, "were dispatched")
         for trajectory_id in trajectory_ids:
-            self._open[trajectory_id][0] = False
+            self._open[trajectory_id][0] = generator
         self._write("dispatch", list(trajectory_ids), generator)
 
     def deliver(self, trajectory_id: int, tokens: int, finished: bool) -> None:
-        """Tokens of it arrived and lie in replay."""
-        if trajectory_id not in self._open:
-            raise LedgerError(f"tokens of trajectory {trajectory_id} arrived, which is not outstanding")
+        """Tokens of it arrived and lie in replay.
+
+        Raises:
+            LedgerError: it is not outstanding.
+        """
+        self._require_open([trajectory_id], "were delivered")
         state = self._open[trajectory_id]
-        state[0] = True
+        state[0] = ""
         state[1] += tokens
         self._write("deliver", trajectory_id, tokens, finished)
 
@@ -90,7 +103,13 @@ class Ledger:
         self._generators[generator] = (generated, in_slots)
 
     def lose(self, generator: str) -> None:
-        """A generator died: what it had not delivered, by its last report, is dropped."""
+        """A generator died: what it had not delivered, by its last report, is dropped.
+
+        What it worked on waits in replay again. Nothing it says later may be reported or delivered.
+        """
+        for state in self._open.values():
+            if state[0] == generator:
+                state[0] = ""
         generated, in_slots = self._generators.pop(generator, (0, 0))
         self._past_generated += generated
         self._dropped_tokens[DropReason.generator_lost.value] += in_slots
@@ -102,26 +121,39 @@ class Ledger:
         Raises:
             LedgerError: the learner's account does not add up to what was delivered.
         """
-        missing = [key for key in trajectory_ids if key not in self._open]
-        if missing:
-            raise LedgerError(f"trajectories {missing} were trained but are not outstanding")
-        delivered = sum(self._open.pop(key)[1] for key in trajectory_ids)
+        self._require_open(trajectory_ids, "were trained")
+        delivered = sum(self._open[key][1] for key in trajectory_ids)
         if delivered != carried + sum(masked.values()):
             raise LedgerError(
                 f"the learner accounted for {carried} + {dict(masked)} tokens, replay delivered {delivered}"
             )
+        for key in trajectory_ids:
+            del self._open[key]
         self._trained += len(trajectory_ids)
         self._carried += carried
         self._masked.update(masked)
         self._write("consume", list(trajectory_ids), carried, dict(masked))
 
     def drop(self, trajectory_ids: Sequence[int], reason: DropReason) -> None:
-        """These leave without being trained."""
+        """These leave without being trained.
+
+        Raises:
+            LedgerError: one is not outstanding.
+        """
+        self._require_open(trajectory_ids, "were dropped")
         for trajectory_id in trajectory_ids:
             tokens = self._open.pop(trajectory_id)[1]
             self._dropped[reason.value] += 1
             self._dropped_tokens[reason.value] += tokens
         self._write("drop", list(trajectory_ids), reason.value)
+
+    def _require_open(self, trajectory_ids: Sequence[int], event: str) -> None:
+        missing = [key for key in trajectory_ids if key not in self._open]
+        if missing or len(set(trajectory_ids)) != len(trajectory_ids):
+            raise LedgerError(
+                f"trajectories {list(trajectory_ids)} {event}, but {missing or 'some'} are not outstanding "
+                "or named twice"
+            )
 
     def account(self, name: str, tokens: int) -> None:
         """Tokens of evaluation or canary, outside the sums."""
@@ -138,11 +170,11 @@ class Ledger:
 
     def counts(self) -> dict[str, Any]:
         """Trajectories and tokens by state and reason, and whether both sums close."""
-        buffered = sum(state[0] for state in self._open.values())
+        flying = sum(bool(state[0]) for state in self._open.values())
         transit = sum(in_slots for _, in_slots in self._generators.values())
         trajectories = {
             "issued": self._issued, "trained": self._trained, "dropped": dict(self._dropped),
-            "buffered": buffered, "in_flight": len(self._open) - buffered,
+            "buffered": len(self._open) - flying, "in_flight": flying,
         }
         tokens = {
             "generated": self._past_generated + sum(made for made, _ in self._generators.values()),
@@ -175,9 +207,10 @@ class Ledger:
     # ---- state ---------------------------------------------------------------------------------
 
     def sync(self) -> int:
-        """Flush the journal; returns its length in bytes, the position of a checkpoint."""
+        """Force the journal to disk; returns its length in bytes, the position of a checkpoint."""
         if self._file is not None:
             self._file.flush()
+            os.fsync(self._file.fileno())
         return self._position
 
     def state_dict(self) -> dict[str, Any]:
@@ -192,12 +225,22 @@ class Ledger:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume: truncate the journal at the checkpoint's position and take up its counts."""
+        """Resume: truncate the journal at the checkpoint's position and take up its counts.
+
+        Raises:
+            LedgerError: the journal is shorter than that, so that a part of its story is gone.
+        """
         if self._file is not None:
+            size = self._file.seek(0, os.SEEK_END)
+            if size < state["position"]:
+                raise LedgerError(
+                    f"the journal {self._file.name} has {size} bytes, its checkpoint stands at "
+                    f"{state['position']}: restore the file, or start anew with another run.dir"
+                )
             self._file.truncate(state["position"])
-            self._file.seek(0, 2)
+            self._file.seek(0, os.SEEK_END)
             self._position = state["position"]
-        self._open = {int(key): [True, value[1]] for key, value in state["open"].items()}
+        self._open = {int(key): ["", value[1]] for key, value in state["open"].items()}
         self._issued, self._trained = state["issued"], state["trained"]
         self._dropped = Counter(state["dropped"])
         self._carried, self._masked = state["carried"], Counter(state["masked"])
@@ -226,10 +269,22 @@ class Ledger:
 
 
 def read_journal(path: Path) -> list[list[Any]]:
-    """Entries of a journal, for audits; a torn last entry is left out."""
-    entries = []
+    """Entries of a journal, for audits; a torn last entry, as a kill leaves it, is left out.
+
+    Raises:
+        LedgerError: what stands before the end is not an entry; the message says at which byte.
+    """
+    entries: list[list[Any]] = []
     with path.open("rb") as file:
         unpacker = msgpack.Unpacker(file, raw=False)
-        for entry in unpacker:
+        while True:
+            start = unpacker.tell()
+            try:
+                entry = unpacker.unpack()
+            except msgpack.OutOfData:
+                return entries
+            except (msgpack.UnpackException, ValueError) as error:
+                raise LedgerError(f"journal {path} is damaged at byte {start}: {error}") from error
+            if not isinstance(entry, list) or not entry or not isinstance(entry[0], str):
+                raise LedgerError(f"journal {path} is damaged at byte {start}: {entry!r} is no entry")
             entries.append(entry)
-    return entries
