@@ -219,20 +219,21 @@ class Controller:
             self._commands.append(ev.WriteCheckpoint())
 
     def _turn_round(self) -> None:
-        """End a round when all of it came back, train, and open the next under the new weights."""
+        """End a round when all of it came back and train; open the next one under the new weights."""
         if self.roster.training or self._drawing:
             return
-        if self._round_open:
-            if self.roster.any(READY, FLYING, FINISHED) or self._room() > 0:
-                return
+        self._open_round()
+        if self._round_open and not self.roster.any(READY, FLYING, FINISHED) and self._room() <= 0:
             self._round_open = False
-            if self._train(self.schedule.fewest_groups):
-                return
-            self._commands.append(ev.Note("a round ended with too few complete groups: no update"))
-        if self.seats.all_serve(self.version.updates):
+            if not self._train(self.schedule.fewest_groups):
+                self._commands.append(ev.Note("a round ended with too few complete groups: no update"))
+                self._open_round()
+
+    def _open_round(self) -> None:
+        if not self._round_open and self.seats.all_serve(self.version.updates):
+            self._round_open = True
             for group, member in self.roster.members(SPENT):
                 self.roster.place(group, member, READY)
-            self._round_open = True
 
     def _train(self, fewest: int) -> bool:
         if len(self.roster.complete) < fewest:

@@ -109,7 +109,7 @@ class FakeGenerator:
 class Books:
     """What really happened: all of it that survives in a checkpoint."""
 
-    version: PolicyVersion = PolicyVersion(0, 0)
+    version: PolicyVersion = field(default_factory=lambda: PolicyVersion(0, 0))
     members: dict[int, tuple[int, ...]] = field(default_factory=dict)
     """Outstanding groups."""
     group_of: dict[int, int] = field(default_factory=dict)
@@ -129,13 +129,14 @@ class World:
 
     def __init__(self, seed: int, schedule: ScheduleConfig, *, k: int = 2, updates: int = 3,
                  generators: int = 1, checkpoint_every: int = 0, chaos: int = 0, no_spread: float = 0.0,
-                 judge_fails: float = 0.0, max_tokens: int = 6, num_prompts: int = 8) -> None:
+                 judge_fails: float = 0.0, commit_fails: float = 0.0, max_tokens: int = 6,
+                 num_prompts: int = 8) -> None:
         self.rng = random.Random(seed)
         self.schedule = schedule
         self.k, self.updates, self.checkpoint_every = k, updates, checkpoint_every
         self.num_generators, self.slots = generators, self.rng.randint(1, 4)
         self.chaos, self.no_spread, self.judge_fails = chaos, no_spread, judge_fails
-        self.max_tokens, self.num_prompts = max_tokens, num_prompts
+        self.commit_fails, self.max_tokens, self.num_prompts = commit_fails, max_tokens, num_prompts
         self.books = Books()
         self.lives: list[tuple[bytes | None, list[bytes], list[list[ev.Command]]]] = []
         self.saved: tuple[bytes, Books] | None = None
@@ -181,8 +182,8 @@ class World:
         """Until the last update is committed, over all lives."""
         while not self.over:
             choices = self._moves()
-            assert choices or self.chaos, "deadlock: nothing is under way and the run is not finished"
-            if self.chaos and (not choices or self.rng.random() < 0.05):
+            assert choices, "deadlock: nothing is under way and the run is not finished"
+            if self.chaos and self.rng.random() < 0.05:
                 self.chaos -= 1
                 choices = self._mishaps()
             self.rng.choice(choices)()
@@ -194,12 +195,12 @@ class World:
     def _moves(self) -> list[Callable[[], None]]:
         moves: list[Callable[[], None]] = []
         for one in self.generators.values():
-            if one.hung or one.dead:
-                continue
-            if not one.joined:
-                moves.append(lambda one=one: self._join(one))
-            elif one.answer is not None:
+            if one.answer is not None and not one.hung:
                 moves.append(lambda one=one: self._deliver(one))
+            elif one.dead or one.hung:
+                continue
+            elif not one.joined:
+                moves.append(lambda one=one: self._join(one))
             elif one.wanted:
                 moves.append(lambda one=one: one.advance(self.rng.randint(1, 3)))
         moves += [lambda name=name: self._report_loss(name) for name in self.unreported]
@@ -252,8 +253,6 @@ class World:
             if self.holder.get(key) == one.name:
                 del self.holder[key]
                 items.append(self._keep(job, finished))
-        if one.dead and not one.wanted:
-            self.generators.pop(one.name, None)
         self.feed(ev.Progressed(one.name, answer.version, tuple(items)))
 
     def _keep(self, job: Job, finished: bool) -> Progress:
@@ -284,7 +283,7 @@ class World:
     def _learn(self) -> None:
         assert self.learning is not None
         books = self.books
-        committed = self.rng.random() < 0.9
+        committed = self.rng.random() >= self.commit_fails
         self._leave(self.learning, books.trained)
         self.learning = None
         if committed:
@@ -307,12 +306,144 @@ class World:
             assert self.controller.step(ev.Ticked(self.now)) == [], "an idle tick is not recorded"
 
     def _kill(self, one: FakeGenerator) -> None:
-        """It answers no more, but what it said last may be still on the way."""
+        """It samples no more, but what it said last may be still on the way."""
         one.dead = True
-        if one.joined:
-            self.unreported.append(one.name)
-            if one.answer is not None and self.rng.random() < 0.5:
-                self.late.append(one)
-        else:
-            del self.generators[one.name]
-            self._start_generator()
+        self.unreported.append(one.name)
+
+    def _report_loss(self, name: str) -> None:
+        self.unreported.remove(name)
+        self._forget_holder(name)
+        self._start_generator()
+        self.feed(ev.GeneratorLost(name))
+
+    def _forget_holder(self, name: str) -> None:
+        self.holder = {key: holder for key, holder in self.holder.items() if holder != name}
+
+    def _stop(self) -> None:
+        self.stop_sent = True
+        self.feed(ev.StopRequested())
+
+    def _crash(self) -> None:
+        """Everything dies; the next life goes on from the newest checkpoint."""
+        assert self.saved is not None
+        state, books = self.saved
+        self.books = copy.deepcopy(books)
+        self._begin(state)
+
+    # ---- commands ------------------------------------------------------------------------------
+
+    @property
+    def _frozen(self) -> bool:
+        """With bound 0 nothing is issued while the learner trains."""
+        return self.schedule.max_staleness == 0 and self.learning is not None
+
+    def _on_draw(self, command: ev.Draw) -> None:
+        assert command.count > 0
+        assert not self._frozen
+        self.draws.append(command.count)
+
+    def _on_admit(self, command: ev.Admit) -> None:
+        books = self.books
+        assert not self._frozen
+        assert len(command.trajectory_ids) == self.k
+        assert command.group_id not in books.members.keys() | books.trained | books.dropped
+        assert min(command.trajectory_ids) == books.issued, "ids come from one counter"
+        assert command.prompt_id not in books.quarantined or self.draws
+        books.issued += self.k
+        books.members[command.group_id] = command.trajectory_ids
+        for key in command.trajectory_ids:
+            books.group_of[key] = command.group_id
+            books.left[key] = self.rng.randint(1, self.max_tokens)
+            books.tokens[key] = []
+
+    def _on_dispatch(self, command: ev.Dispatch) -> None:
+        one = self.generators[command.generator]
+        assert not self._frozen
+        assert one.joined
+        assert one.name in self.controller.seats.by_name
+        for key in command.trajectory_ids:
+            assert key not in self.holder, "somebody holds it"
+            assert self.books.left[key] > 0, "it is finished"
+            assert key not in self.spent, "its budget of this round is spent"
+            self.holder[key] = one.name
+            one.mail.append(Job(key, self.books.left[key]))
+
+    def _on_judge(self, command: ev.Judge) -> None:
+        ids = set(command.trajectory_ids)
+        assert not ids & (self.books.judged | self.in_judgement)
+        assert all(self.books.left[key] == 0 for key in ids)
+        self.in_judgement |= ids
+        self.judgements.append(command.trajectory_ids)
+
+    def _on_train(self, command: ev.Train) -> None:
+        books, schedule = self.books, self.schedule
+        assert self.learning is None
+        assert list(command.group_ids) == sorted(set(command.group_ids))
+        assert schedule.fewest_groups <= len(command.group_ids) <= schedule.batch_groups
+        for group_id in command.group_ids:
+            assert books.judged.issuperset(books.members[group_id]), "the group is not complete"
+            for version in (v for key in books.members[group_id] for v in books.tokens[key]):
+                stale = staleness_versions(books.version, version)
+                assert schedule.on_straggler is Straggler.mask or stale <= schedule.max_staleness
+        books.train_log.append((books.version.updates, command.group_ids))
+        self.learning = command.group_ids
+        self.spent.clear()
+
+    def _on_publish(self, command: ev.Publish) -> None:
+        assert command.version == self.books.version
+        for one in self.generators.values():
+            one.weights = command.version
+
+    def _on_dropgroup(self, command: ev.DropGroup) -> None:
+        members = self.books.members[command.group_id]
+        assert command.group_id not in (self.learning or ())
+        assert not self.holder.keys() & set(members), "somebody still samples it"
+        if command.quarantine:
+            self.books.quarantined.add(command.prompt_id)
+            self.num_prompts += 1
+        self._leave((command.group_id,), self.books.dropped)
+
+    def _leave(self, group_ids: tuple[int, ...], where: set[int]) -> None:
+        for group_id in group_ids:
+            where.add(group_id)
+            for key in self.books.members.pop(group_id):
+                for book in (self.books.group_of, self.books.left, self.books.tokens):
+                    del book[key]
+                self.books.judged.discard(key)
+
+    def _on_cutall(self, command: ev.CutAll) -> None:
+        self.generators[command.generator].cut = True
+
+    def _on_writecheckpoint(self, _: ev.WriteCheckpoint) -> None:
+        books = self.books
+        assert not self.holder
+        assert not self.draws
+        assert self.learning is None
+        assert not self.in_judgement & books.group_of.keys()
+        self.saved = encode(self.controller.state_dict()), copy.deepcopy(books)
+        self.spent.clear()
+        self.writing = True
+
+    def _on_restart(self, command: ev.Restart) -> None:
+        one = self.generators[command.generator]
+        one.hung = False
+        if not one.dead:
+            self._kill(one)
+        self._forget_holder(one.name)
+
+    def _on_note(self, _: ev.Note) -> None:
+        assert self.schedule.rounds
+        self.spent.clear()
+
+    def _on_finish(self, command: ev.Finish) -> None:
+        self.over, self.stopped = True, command.stopped
+        assert command.stopped or self.books.version.updates == self.updates
+
+    def _check_books(self) -> None:
+        """The controller's roster is the world's, and the window is never overfull."""
+        books, schedule = self.books, self.schedule
+        assert self.controller.roster.groups.keys() == books.members.keys()
+        known = len(books.members) + len(books.trained) + len(books.dropped)
+        assert books.issued == self.k * known, "issued = outstanding + trained + dropped"
+        window = (schedule.max_staleness + 1) * schedule.batch_groups
+        assert len(books.members) + sum(self.draws) <= window

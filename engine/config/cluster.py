@@ -54,6 +54,12 @@ class ThreadsConfig(Config):
     learner: int = 2
     evaluator: int = 2
 
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        for name in ("generator", "learner", "evaluator"):
+            value = getattr(self, name)
+            require(value >= 1, f"cluster.threads.{name}", value, "give at least 1 thread")
+
 
 @dataclass
 class ClusterConfig(Config):

@@ -76,6 +76,14 @@ class ScratchConfig(Config):
     alphabet: str = ""
     """Characters of the tokenizer; empty: printable ASCII and the line break."""
 
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        for name in ("layers", "width", "heads", "intermediate", "context_tokens"):
+            value = getattr(self, name)
+            require(value >= 1, f"model.scratch.{name}", value, "give at least 1")
+        require(self.width % (2 * self.heads) == 0, "model.scratch.heads", self.heads,
+                f"give a number whose double divides model.scratch.width={self.width}")
+
 
 @dataclass
 class AdapterConfig(Config):
@@ -85,6 +93,10 @@ class AdapterConfig(Config):
     alpha: float = 32.0
     targets: list[str] = field(default_factory=lambda: ["q_proj", "k_proj", "v_proj", "o_proj"])
     """Names of linear layers that receive an adapter."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.rank >= 0, "model.adapter.rank", self.rank, "give 0 (none) or a positive rank")
 
 
 @dataclass
@@ -97,6 +109,12 @@ class WarmupConfig(Config):
     learning_rate: float = 3.0e-3
     seed: int = 0
     """Seed of the traces; independent of the run's seed, so that arms share one warm start."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        for name, least in (("steps", 0), ("batch_size", 1), ("learning_rate", 0)):
+            value = getattr(self, name)
+            require(value >= least, f"model.warmup.{name}", value, f"give at least {least}")
 
 
 @dataclass
@@ -197,6 +215,8 @@ class ClippedConfig(LossConfig):
         super().validate()
         require(self.clip_low >= 0.0, "loss.clip_low", self.clip_low, "give 0 or more")
         require(self.clip_high >= 0.0, "loss.clip_high", self.clip_high, "give 0 or more")
+        require(self.aggregation_constant_tokens >= 0.0, "loss.aggregation_constant_tokens",
+                self.aggregation_constant_tokens, "give 0 or a positive number of tokens")
 
 
 @dataclass
@@ -236,10 +256,12 @@ class OptimiserConfig(Config):
 
     def validate(self) -> None:
         """See :class:`Config`."""
-        require(self.learning_rate >= 0.0, "learning.optimiser.learning_rate", self.learning_rate,
-                "give 0 or a positive number")
-        require(self.max_gradient_norm >= 0.0, "learning.optimiser.max_gradient_norm",
-                self.max_gradient_norm, "give 0 or a positive number")
+        for name in ("learning_rate", "epsilon", "weight_decay", "warmup_steps", "max_gradient_norm"):
+            value = getattr(self, name)
+            require(value >= 0, f"learning.optimiser.{name}", value, "give 0 or a positive number")
+        for name in ("beta1", "beta2", "final_fraction"):
+            value = getattr(self, name)
+            require(0.0 <= value <= 1.0, f"learning.optimiser.{name}", value, "give a fraction from 0 to 1")
 
 
 @dataclass
@@ -270,6 +292,7 @@ class LearningConfig(Config):
     def validate(self) -> None:
         """See :class:`Config`."""
         require(self.updates >= 1, "learning.updates", self.updates, "give at least 1 update")
+        require(self.max_seconds >= 0.0, "learning.max_seconds", self.max_seconds, "give 0 or seconds")
         require(self.row_tokens >= 16, "learning.row_tokens", self.row_tokens, "give at least 16 tokens")
         require(self.checkpoint_every >= 0, "learning.checkpoint_every", self.checkpoint_every,
                 "give 0 or a positive number of updates")

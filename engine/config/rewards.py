@@ -34,6 +34,12 @@ class OverlongConfig(Config):
     mask_truncated: bool = False
     """Truncated responses carry no loss (DAPO's overlong filtering)."""
 
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.buffer_tokens >= 0, "reward.overlong.buffer_tokens", self.buffer_tokens,
+                "give 0 (off) or a positive number of tokens")
+        require(self.factor >= 0.0, "reward.overlong.factor", self.factor, "give 0 or a positive number")
+
 
 @dataclass
 class RewardConfig(Config):

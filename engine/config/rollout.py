@@ -42,6 +42,8 @@ class RepetitionConfig(Config):
                 self.max_period_tokens, "give at least 1 token")
         require(self.min_repeats >= 2, "rollout.repetition.min_repeats", self.min_repeats,
                 "a repetition needs at least 2 copies")
+        require(self.min_tokens >= 1, "rollout.repetition.min_tokens", self.min_tokens,
+                "give at least 1 token")
         require(self.penalty <= 0.0, "rollout.repetition.penalty", self.penalty,
                 "give 0 or a negative number")
 
@@ -69,6 +71,8 @@ class RolloutConfig(Config):
                 self.samples_per_prompt, "give at least 1")
         require(self.max_response_tokens >= 1, "rollout.max_response_tokens",
                 self.max_response_tokens, "give at least 1 token")
+        require(self.max_prompt_tokens >= 1, "rollout.max_prompt_tokens", self.max_prompt_tokens,
+                "give at least 1 token")
         require(self.temperature > 0.0, "rollout.temperature", self.temperature,
                 "training samples need a temperature above 0; evaluation is greedy by itself")
         require(self.top_p == 1.0, "rollout.top_p", self.top_p,
@@ -96,6 +100,8 @@ class GeneratorConfig(Config):
         require(self.num_generators >= 1, "generator.num_generators", self.num_generators,
                 "give at least 1")
         require(self.slots >= 1, "generator.slots", self.slots, "give at least 1 slot")
+        require(self.context_tokens >= 0, "generator.context_tokens", self.context_tokens,
+                "give 0 (prompt and response budgets together) or more tokens")
         require(self.prefill_tokens >= 1, "generator.prefill_tokens", self.prefill_tokens,
                 "give at least 1 token")
         require(self.steps_per_call >= 1, "generator.steps_per_call", self.steps_per_call,

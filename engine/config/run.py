@@ -68,6 +68,14 @@ class EvaluationConfig(Config):
     """Temperature of the further samples."""
     slots: int = 64
 
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.every >= 0, "evaluation.every", self.every, "give 0 or a positive number of updates")
+        require(self.samples >= 0, "evaluation.samples", self.samples, "give 0 or more")
+        require(self.temperature > 0.0, "evaluation.temperature", self.temperature,
+                "samples need a temperature above 0; the first answer is greedy by itself")
+        require(self.slots >= 1, "evaluation.slots", self.slots, "give at least 1 slot")
+
 
 @dataclass
 class CanaryConfig(Config):
@@ -77,6 +85,12 @@ class CanaryConfig(Config):
     """Prompts answered once each; 0 switches the canary off."""
     threshold_nats: float = 0.1
     """Largest mean absolute gap between behaviour and learner log-probs."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.prompts >= 0, "canary.prompts", self.prompts, "give 0 (off) or more")
+        require(self.threshold_nats > 0.0, "canary.threshold_nats", self.threshold_nats,
+                "give nats above 0, or canary.prompts=0")
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
 from typing import Any, get_type_hints
 
 import msgpack
@@ -19,6 +19,8 @@ from engine.errors import RecordError
 from engine.records import event, manifest, prompt, trajectory, update, version, work
 
 _RECORD, _ARRAY, _TUPLE = 1, 2, 3
+_MAX_DEPTH = 64
+"""Records, tuples and arrays inside each other; without a limit, bent bytes could exhaust the C stack."""
 _PLAIN_DTYPE = re.compile(r"[<>|][biufc]\d+")
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
@@ -39,7 +41,7 @@ def _enum_fields(cls: type) -> dict[str, type[StrEnum]]:
     return enums
 
 
-def _pack(value: Any) -> Any:
+def _pack(value: Any, depth: int) -> Any:
     if isinstance(value, StrEnum):
         return value.value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -47,7 +49,7 @@ def _pack(value: Any) -> Any:
         if _CLASSES.get(cls.__name__) is not cls:
             raise RecordError(f"{cls.__name__} is not a record: only engine.records may be encoded")
         fields = [getattr(value, field.name) for field in dataclasses.fields(cls)]
-        return msgpack.ExtType(_RECORD, _packb([cls.__name__, fields]))
+        return msgpack.ExtType(_RECORD, _packb([cls.__name__, fields], depth))
     if isinstance(value, np.ndarray):
         if not _PLAIN_DTYPE.fullmatch(value.dtype.str):
             raise RecordError(f"cannot encode an array of {value.dtype}: records hold plain numbers")
@@ -56,24 +58,27 @@ def _pack(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, tuple):
-        return msgpack.ExtType(_TUPLE, _packb(list(value)))
+        return msgpack.ExtType(_TUPLE, _packb(list(value), depth))
     raise RecordError(f"cannot encode a {type(value).__name__}: records hold plain data and arrays")
 
 
-def _packb(value: Any) -> bytes:
-    return msgpack.packb(value, default=_pack, use_bin_type=True, strict_types=True)
+def _packb(value: Any, depth: int) -> bytes:
+    if depth > _MAX_DEPTH:
+        raise RecordError(f"cannot encode more than {_MAX_DEPTH} values inside each other")
+    default = partial(_pack, depth=depth + 1)
+    return msgpack.packb(value, default=default, use_bin_type=True, strict_types=True)
 
 
-def _unpack(code: int, data: bytes) -> Any:
+def _unpack(code: int, data: bytes, depth: int) -> Any:
     if code == _TUPLE:
-        return tuple(_unpackb(data))
+        return tuple(_unpackb(data, depth))
     if code == _ARRAY:
         dtype, shape, raw = msgpack.unpackb(data, raw=False)
         if not isinstance(dtype, str) or not _PLAIN_DTYPE.fullmatch(dtype):
             raise RecordError(f"array of dtype {dtype!r}: expected plain numbers")
         return np.frombuffer(raw, dtype=np.dtype(dtype)).reshape(shape).copy()
     if code == _RECORD:
-        name, values = _unpackb(data)
+        name, values = _unpackb(data, depth)
         cls = _CLASSES.get(name)
         if cls is None:
             raise RecordError(f"unknown record {name!r}: written by another format version?")
@@ -88,8 +93,11 @@ def _unpack(code: int, data: bytes) -> Any:
     raise RecordError(f"unknown extension code {code}")
 
 
-def _unpackb(data: bytes) -> Any:
-    return msgpack.unpackb(data, ext_hook=_unpack, raw=False, strict_map_key=False)
+def _unpackb(data: bytes, depth: int) -> Any:
+    if depth > _MAX_DEPTH:
+        raise RecordError(f"more than {_MAX_DEPTH} values inside each other: not an encoded record")
+    hook = partial(_unpack, depth=depth + 1)
+    return msgpack.unpackb(data, ext_hook=hook, raw=False, strict_map_key=False)
 
 
 def encode(value: Any) -> bytes:
@@ -99,10 +107,10 @@ def encode(value: Any) -> bytes:
         RecordError: the value holds something that is neither plain data, an array nor a record.
     """
     try:
-        return _packb(value)
+        return _packb(value, 0)
     except RecordError:
         raise
-    except (ValueError, OverflowError, RecursionError) as error:
+    except (ValueError, OverflowError) as error:
         raise RecordError(f"cannot encode a {type(value).__name__}: {error}") from error
 
 
@@ -113,9 +121,8 @@ def decode(data: bytes) -> Any:
         RecordError: the bytes are not what ``encode`` writes.
     """
     try:
-        return _unpackb(data)
+        return _unpackb(data, 0)
     except RecordError:
         raise
-    except (msgpack.UnpackException, ValueError, TypeError, AttributeError, OverflowError,
-            RecursionError) as error:
+    except (msgpack.UnpackException, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise RecordError(f"not an encoded record: {error}") from error

@@ -149,11 +149,10 @@ class Ledger:
 
     def _require_open(self, trajectory_ids: Sequence[int], event: str) -> None:
         missing = [key for key in trajectory_ids if key not in self._open]
-        if missing or len(set(trajectory_ids)) != len(trajectory_ids):
-            raise LedgerError(
-                f"trajectories {list(trajectory_ids)} {event}, but {missing or 'some'} are not outstanding "
-                "or named twice"
-            )
+        if missing:
+            raise LedgerError(f"trajectories {missing} {event}, but are not outstanding")
+        if len(set(trajectory_ids)) != len(trajectory_ids):
+            raise LedgerError(f"trajectories {list(trajectory_ids)} {event}, one of them twice")
 
     def account(self, name: str, tokens: int) -> None:
         """Tokens of evaluation or canary, outside the sums."""
@@ -214,8 +213,12 @@ class Ledger:
         return self._position
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts and the journal's position; generators start their counters anew after a resume."""
-        generated = self._past_generated + sum(made for made, _ in self._generators.values())
+        """Counts and the journal's position; generators start their counters anew after a resume.
+
+        What lies undelivered in slots is not part of it: a resume samples those tokens again.
+        """
+        delivered = sum(made - in_slots for made, in_slots in self._generators.values())
+        generated = self._past_generated + delivered
         return {
             "position": self.sync(), "open": {str(k): list(v) for k, v in self._open.items()},
             "issued": self._issued, "trained": self._trained, "dropped": dict(self._dropped),

@@ -1,0 +1,81 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from engine.config.base import as_dict
+from engine.config.learning import Baseline, LearningConfig, MirrorDescentConfig
+from engine.config.rollout import GeneratorConfig, RolloutConfig
+from engine.config.run import CanaryConfig, EvaluationConfig, Only, RunConfig, TrainConfig
+from engine.config.schedule import ScheduleConfig
+from engine.errors import ConfigError
+
+RESET = LearningConfig(reset_optimiser=True)
+ROUNDS = {"kind": "iterative", "round_budget_tokens": 16}
+
+
+@pytest.mark.parametrize(("cls", "options", "key"), [
+    (EvaluationConfig, {"every": -1}, "evaluation.every"),
+    (EvaluationConfig, {"samples": -1}, "evaluation.samples"),
+    (EvaluationConfig, {"temperature": 0.0}, "evaluation.temperature"),
+    (EvaluationConfig, {"slots": 0}, "evaluation.slots"),
+    (CanaryConfig, {"prompts": -1}, "canary.prompts"),
+    (CanaryConfig, {"threshold_nats": 0.0}, "canary.threshold_nats"),
+    (RunConfig, {"rollout": RolloutConfig(samples_per_prompt=1)}, "rollout.samples_per_prompt"),
+    (RunConfig, {"learning": RESET}, "learning.reset_optimiser"),
+    (RunConfig, {"schedule": ScheduleConfig(**ROUNDS, max_staleness=2)}, "schedule.max_staleness"),
+    (RunConfig, {"generator": GeneratorConfig(context_tokens=575)}, "generator.context_tokens"),
+    (RunConfig, {"train": TrainConfig(only=Only.learn)}, "train.rollouts"),
+], ids=str)
+def test_what_cannot_work_is_refused(refused: Callable[..., None], cls: Any, options: dict[str, Any],
+                                     key: str) -> None:
+    refused(cls, options, key)
+
+
+@pytest.mark.parametrize("options", [
+    {},
+    {"rollout": RolloutConfig(samples_per_prompt=1), "loss": MirrorDescentConfig(baseline=Baseline.none)},
+    {"learning": LearningConfig(reset_optimiser=True, allow_reset_with_one_step=True)},
+    {"learning": RESET, "schedule": ScheduleConfig(steps_per_update=2)},
+    {"schedule": ScheduleConfig(**ROUNDS, max_staleness=3)},
+    {"schedule": ScheduleConfig(kind="async", round_budget_tokens=16, max_staleness=1)},
+    {"generator": GeneratorConfig(context_tokens=576)},
+    {"train": TrainConfig(only=Only.learn, rollouts="runs/a/rollouts")},
+], ids=str)
+def test_what_works_is_taken(options: dict[str, Any]) -> None:
+    config = RunConfig(**options)
+    assert all(getattr(config, name) is value for name, value in options.items())
+
+
+def test_the_remedy_names_the_smallest_bound_that_works() -> None:
+    with pytest.raises(ConfigError, match="takes 4 rounds.*give at least 3"):
+        RunConfig(schedule=ScheduleConfig(**ROUNDS, max_staleness=2))
+
+
+def test_as_dict_holds_every_group_as_plain_data() -> None:
+    tree = as_dict(RunConfig())
+    assert set(tree) == {
+        "seed", "run", "prompts", "rollout", "reward", "model", "loss", "learning", "schedule", "generator",
+        "weights", "cluster", "evaluation", "canary", "train",
+    }
+    assert tree["model"]["source"] == "packaged"
+    assert tree["learning"]["optimiser"]["schedule"] == "constant"
+
+    def plain(value: Any) -> bool:
+        if isinstance(value, dict):
+            return all(isinstance(key, str) and plain(item) for key, item in value.items())
+        if isinstance(value, list):
+            return all(map(plain, value))
+        return value is None or type(value) in (bool, int, float, str)
+
+    assert plain(tree)
+
+
+def test_the_tree_is_sealed() -> None:
+    config = RunConfig()
+    with pytest.raises(ConfigError, match="sealed"):
+        config.seed = 1
+    with pytest.raises(ConfigError, match="sealed"):
+        config.learning.optimiser.learning_rate = 1.0
