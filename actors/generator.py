@@ -10,6 +10,7 @@ import torch
 
 from engine.config.run import RunConfig
 from engine.errors import WeightChannelError
+from engine.faults import reach
 from engine.generate.native import NativeSampler
 from engine.models.decoder import Decoder
 from engine.models.policy import DTYPES
@@ -36,6 +37,7 @@ class Generator:
         from transformers import AutoConfig
 
         self._name = name
+        self._role = name.partition("#")[0].partition("-")[0]
         self._threads = threads
         self._mode = config.schedule.in_flight
         torch.set_num_threads(threads)
@@ -60,6 +62,7 @@ class Generator:
             if self.sampler.idle and not self.sampler.swap_pending:
                 break
             deliveries += self.sampler.step()
+            reach(f"{self._role}.decode")
         counts = self.sampler.metrics()
         return GeneratorReport(
             generator=self._name,
@@ -83,6 +86,7 @@ class Generator:
             staged = self._receiver.receive(order.weights)
         except WeightChannelError as error:
             return str(error)
+        reach(f"{self._role}.swap")
         self.sampler.swap(staged, self._mode)
         return ""
 

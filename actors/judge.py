@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.config.run import RunConfig
+from engine.faults import reach
 from engine.models.tokenizer import PolicyTokenizer
 from engine.records.prompt import Prompt
 from engine.records.trajectory import Trajectory, Verdict
@@ -32,6 +33,7 @@ class Judge:
             (prompt, self._tokenizer.decode(trajectory.token_ids), trajectory.finish_reason)
             for prompt, trajectory in items
         ]
+        reach("judge.judge")
         verdicts = self._rewarder.judge(questions)
         return {t.trajectory_id: verdict for (_, t), verdict in zip(items, verdicts, strict=True)}
 

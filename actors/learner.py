@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actors.rollouts import read_rollouts, write_rollouts
 from engine.config.run import RunConfig
+from engine.faults import reach
 from engine.learn.packing import Sample
 from engine.learn.step import LearnerCore
 from engine.learn.tensor_file import (
@@ -24,13 +26,14 @@ from engine.learn.tensor_file import (
 )
 from engine.models.policy import DTYPES, load_network, published_tensors, save_policy, with_adapter
 from engine.models.tokenizer import PolicyTokenizer
-from engine.records.codec import encode
 from engine.records.manifest import Manifest
 from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
 from engine.records.work import Delivery
 from engine.weights.channel import open_sender, weights_digest
+
+GroupLengths = tuple[int, str, dict[int, int]]
 
 
 class Learner:
@@ -57,23 +60,45 @@ class Learner:
         self._sender = open_sender(config.weights, run_id, DTYPES[config.generator.precision])
 
     def publish(self) -> Manifest:
-        """Write the current weights into the channel."""
+        """Write the current weights into the channel, once more where a generator refused them."""
         torch.set_num_threads(self._threads)
-        return self._sender.publish(published_tensors(self.core.network), self.core.version)
+        self._sender.retire(self.core.version)
+        manifest = self._sender.publish(published_tensors(self.core.network), self.core.version)
+        reach("learner.publish")
+        return manifest
 
     def update(self, groups: Sequence[Group]) -> tuple[UpdateReport, Manifest | None]:
         """One update; a committed one is published at once."""
         torch.set_num_threads(self._threads)
         if self._dumps is not None:
-            target = self._dumps / f"update-{self.core.version.updates:06d}.msgpack"
-            target.write_bytes(encode(list(groups)))
+            write_rollouts(self._dumps, self.core.version.updates, groups)
         report = self.core.update(groups)
+        reach("learner.update")
         if not report.committed:
             return report, None
         began = time.time()
         manifest = self.publish()
         metrics = {**report.metrics, "publish/seconds": time.time() - began}
         return replace(report, metrics=metrics), manifest
+
+    def record(self, batch: int, groups: Sequence[Group]) -> int:
+        """Write down a batch instead of learning from it; returns its tokens."""
+        assert self._dumps is not None, "who only samples has a folder for it"
+        write_rollouts(self._dumps, batch, groups)
+        return sum(trajectory.length for group in groups for trajectory in group.trajectories)
+
+    def study(self, path: Path) -> tuple[list[GroupLengths], UpdateReport, Manifest | None]:
+        """One update on recorded groups; also their ids, prompts and members with lengths."""
+        groups = read_rollouts(path)
+        lineages = (s.version.lineage for g in groups for t in g.trajectories for s in t.segments)
+        version = self.core.version
+        # The run that recorded them may have been resumed: this one takes up its history.
+        self.core.version = PolicyVersion(max([version.lineage, *lineages]), version.updates)
+        report, manifest = self.update(groups)
+        seen = [
+            (g.group_id, g.prompt_id, {t.trajectory_id: t.length for t in g.trajectories}) for g in groups
+        ]
+        return seen, report, manifest
 
     def logprob_gap(self, items: Sequence[tuple[NDArray[np.int32], Delivery]]) -> tuple[float, float]:
         """Mean and largest absolute gap between behaviour and learner log-probs, nats."""

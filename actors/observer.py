@@ -74,6 +74,7 @@ class Observer:
         self.examples: dict[str, Sequence[tuple[str, str, bool]]] = {}
         self._live = sys.stdout.isatty() and not config.run.quiet
         self._shown = ""
+        self._length = 0.0
 
     # ---- what happens --------------------------------------------------------------------------
 
@@ -179,13 +180,14 @@ class Observer:
         """The live progress line."""
         if self._config.run.quiet:
             return
+        self._length = values.get("rollout/length_mean_tokens", self._length)
         total = self._config.learning.updates
         rate = self.train_seconds / max(updates, 1)
         accuracy = self.accuracy[max(self.accuracy)] if self.accuracy else float("nan")
         left = int(rate * (total - updates))
         self._print(
             f"update {updates}/{total}  reward {values.get('rollout/total_reward_mean', 0.0):.2f}  "
-            f"held-out {accuracy:.2f}  length {values.get('rollout/length_mean_tokens', 0.0):.1f}  "
+            f"held-out {accuracy:.2f}  length {self._length:.1f}  "
             f"staleness {values['schedule/staleness_mean_versions']:.2f}  "
             f"{values['generate/tokens_per_second']:.0f} tokens/s  left {left // 60}:{left % 60:02d}"
         )

@@ -85,6 +85,14 @@ class LearnerPort(Protocol):
         """One update, and the manifest of what it committed."""
         ...
 
+    def record(self, batch: int, groups: Sequence[Group]) -> int:
+        """Write down a batch instead of learning from it."""
+        ...
+
+    def study(self, path: Path) -> tuple[list[tuple[int, str, dict[int, int]]], UpdateReport, Manifest | None]:
+        """One update on recorded groups; also their ids, prompts and members with lengths."""
+        ...
+
     def logprob_gap(self, items: Sequence[tuple[NDArray[np.int32], Delivery]]) -> tuple[float, float]:
         """Mean and largest absolute gap to behaviour log-probs, nats: the canary."""
         ...

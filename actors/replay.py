@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from engine.config.run import RunConfig
+from engine.faults import reach
+from engine.records.work import GeneratorReport, Progress
 from engine.replay.buffer import ReplayBuffer
 
 
@@ -12,3 +14,8 @@ class Replay(ReplayBuffer):
     def __init__(self, config: RunConfig) -> None:
         """An empty buffer for a run."""
         super().__init__(config.rollout, config.reward, config.schedule.cut_tokens)
+
+    def deliver(self, report: GeneratorReport) -> tuple[Progress, ...]:
+        """Take in what a generator made."""
+        reach("replay.deliver")
+        return super().deliver(report)

@@ -71,7 +71,7 @@ class Seats:
     def __init__(self) -> None:
         self.by_name: dict[str, GeneratorSeat] = {}
         self.fresh = 0
-        """What every living generator has served at some time: new groups are sampled by it or later."""
+        """The newest version that all then living served at one time: new groups are sampled by no older."""
 
     def __len__(self) -> int:
         return len(self.by_name)

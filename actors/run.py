@@ -10,7 +10,8 @@ from types import FrameType
 from typing import Any
 
 from actors import snapshot
-from actors.cluster import ask, open_cluster
+from actors.cluster import ask
+from actors.ray_cluster import open_cluster
 from actors.driver import Driver
 from actors.observer import Observer
 from actors.supervisor import Restarts, Supervisor

@@ -18,6 +18,7 @@ import xxhash
 from engine.config.base import as_dict
 from engine.config.rollout import Precision
 from engine.config.run import RunConfig
+from engine.learn.supervised import supervised_steps
 from engine.models.packaged_model import cache_folder
 from engine.models.policy import published_tensors, save_policy, scratch_network
 from engine.prompts.prompt_set import PromptSet
@@ -36,7 +37,6 @@ def warm_start(config: RunConfig, prompts: PromptSet, say: Callable[[str], None]
     warmup = config.model.warmup
     network, tokenizer = scratch_network(config.model.scratch, warmup.seed)
     if warmup.steps:
-        from engine.learn.supervised import supervised_steps
         say(f"warming up: {warmup.steps} steps of SFT on long-chain-of-thought traces, once")
         traces = traces_for(prompts.train, warmup.seed)
         supervised_steps(network, tokenizer, traces, warmup, config.learning.row_tokens, Precision.float32)

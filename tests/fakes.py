@@ -334,8 +334,8 @@ class World:
 
     @property
     def _frozen(self) -> bool:
-        """With bound 0 nothing is issued while the learner trains."""
-        return self.schedule.max_staleness == 0 and self.learning is not None
+        """With rounds, and so with bound 0, nothing is issued while the learner trains."""
+        return self.schedule.rounds and self.learning is not None
 
     def _on_draw(self, command: ev.Draw) -> None:
         assert command.count > 0
@@ -442,6 +442,7 @@ class World:
     def _check_books(self) -> None:
         """The controller's roster is the world's, and the window is never overfull."""
         books, schedule = self.books, self.schedule
+        assert self.controller.version == books.version
         assert self.controller.roster.groups.keys() == books.members.keys()
         known = len(books.members) + len(books.trained) + len(books.dropped)
         assert books.issued == self.k * known, "issued = outstanding + trained + dropped"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -38,7 +38,9 @@ def tiny_config(family: str = "llama", **overrides: Any) -> Any:
     return CONFIGS[family](**{**values, **overrides})
 
 
-def tiny_network(family: str = "llama", seed: int = 0, attention: str = ATTENTION_NAME, **overrides: Any) -> Any:
+def tiny_network(
+    family: str = "llama", seed: int = 0, attention: str = ATTENTION_NAME, **overrides: Any
+) -> Any:
     """A network whose every weight, norms and biases included, is random."""
     register_packed_attention()
     with torch.random.fork_rng(devices=[]):
@@ -68,7 +70,7 @@ class Staged:
 
     version: PolicyVersion
     digest: str
-    tensors: dict[str, Tensor] = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
 
 
 def staged(network: Any, updates: int = 0) -> Staged:
@@ -125,9 +127,9 @@ def answers(deliveries: Sequence[Delivery]) -> dict[int, tuple[list[int], list[f
 def trajectory_of(trajectory_id: int, deliveries: Sequence[Delivery]) -> Trajectory:
     """What replay would make of the deliveries of one trajectory."""
     trajectory = Trajectory(trajectory_id, group_id=0, prompt_id="p")
-    for delivery in deliveries:
-        if delivery.trajectory_id == trajectory_id:
-            trajectory = trajectory.extended(delivery.segments, delivery.finish_reason, delivery.saved_tokens)
+    for each in deliveries:
+        if each.trajectory_id == trajectory_id:
+            trajectory = trajectory.extended(each.segments, each.finish_reason, each.saved_tokens)
     return trajectory
 
 
@@ -145,6 +147,6 @@ def teacher_forced(
     row = torch.from_numpy(np.concatenate(tokens).astype(np.int64))
     hidden = hidden_states(network, row, torch.from_numpy(np.concatenate(positions)), blocks)
     scale = torch.tensor([1.0 / temperature])
-    logprobs = token_logprob(hidden, head_weight(network), row.roll(-1), scale, want_entropy=False)[0].numpy()
+    logprobs = token_logprob(hidden, head_weight(network), row.roll(-1), scale)[0].numpy()
     spans = zip(blocks, prompts, strict=True)
     return [logprobs[block.start + len(prompt) - 1 : block.stop - 1] for block, prompt in spans]

@@ -213,10 +213,9 @@ class ClippedConfig(LossConfig):
     def validate(self) -> None:
         """See :class:`Config`."""
         super().validate()
-        require(self.clip_low >= 0.0, "loss.clip_low", self.clip_low, "give 0 or more")
-        require(self.clip_high >= 0.0, "loss.clip_high", self.clip_high, "give 0 or more")
-        require(self.aggregation_constant_tokens >= 0.0, "loss.aggregation_constant_tokens",
-                self.aggregation_constant_tokens, "give 0 or a positive number of tokens")
+        for name in ("clip_low", "clip_high", "aggregation_constant_tokens"):
+            value = getattr(self, name)
+            require(value >= 0.0, f"loss.{name}", value, "give 0 or more")
 
 
 @dataclass
@@ -261,7 +260,8 @@ class OptimiserConfig(Config):
             require(value >= 0, f"learning.optimiser.{name}", value, "give 0 or a positive number")
         for name in ("beta1", "beta2", "final_fraction"):
             value = getattr(self, name)
-            require(0.0 <= value <= 1.0, f"learning.optimiser.{name}", value, "give a fraction from 0 to 1")
+            fits = 0.0 <= value < 1.0 or (name == "final_fraction" and value == 1.0)
+            require(fits, f"learning.optimiser.{name}", value, "give a fraction from 0 to below 1")
 
 
 @dataclass

@@ -57,10 +57,10 @@ def supervised_steps(
         The mean negative log-likelihood of each step, nats a token, before the step.
 
     Raises:
-        PromptError: there is no trace.
+        PromptError: there is no trace to fit.
         NonFiniteError: a loss or gradient is not finite.
     """
-    if not traces:
+    if config.steps and not traces:
         raise PromptError("supervised warm-up has no traces: give at least one, or model.warmup.steps=0")
     _convert(network, DTYPES[precision])
     optimiser = MasterOptimiser(network, _optimiser_config(config), config.steps)

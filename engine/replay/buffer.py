@@ -103,6 +103,13 @@ class ReplayBuffer:
             )
         return tuple(requests)
 
+    def release(self, generator: str) -> None:
+        """End the leases of a dead generator without counting them as attempts.
+
+        Whoever takes the work next samples the same random stream, so at bound 0 a death changes no bit.
+        """
+        self._leases = {key: holder for key, holder in self._leases.items() if holder != generator}
+
     def deliver(self, report: GeneratorReport) -> tuple[Progress, ...]:
         """Take in what a generator made; deliveries without a lease are refused and counted."""
         return tuple(

@@ -151,8 +151,8 @@ def test_the_first_reason_stays_but_poison_wins():
 
 def test_fresh_is_what_all_have_served_and_never_falls():
     seats = Seats()
-    seats.join("a", 3)
     seats.join("b", 2)
+    seats.join("a", 3)
     assert seats.fresh == 2
     seats.hear("b", 3)
     assert seats.fresh == 3

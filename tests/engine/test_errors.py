@@ -7,7 +7,7 @@ import pytest
 from engine import errors
 from engine.errors import ActorError, ConfigError, PeriluneError, nearest_name
 
-CLASSES = [value for value in vars(errors).values() if isinstance(value, type) and issubclass(value, Exception)]
+CLASSES = [cls for cls in vars(errors).values() if isinstance(cls, type) and issubclass(cls, Exception)]
 
 
 @pytest.mark.parametrize("cls", CLASSES)

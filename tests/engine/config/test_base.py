@@ -5,8 +5,10 @@ import dataclasses
 import pickle
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import pytest
 
@@ -48,8 +50,12 @@ def test_options_are_sealed_once_built() -> None:
     assert outer.inner.size == 1
 
 
-@pytest.mark.parametrize("again", [copy.deepcopy, lambda c: pickle.loads(pickle.dumps(c)), dataclasses.replace])
-def test_copies_are_equal_and_sealed(again) -> None:  # type: ignore[no-untyped-def]
+def repickled(config: Any) -> Any:
+    return pickle.loads(pickle.dumps(config))
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, repickled, dataclasses.replace])
+def test_copies_are_equal_and_sealed(again: Callable[[Any], Any]) -> None:
     twin = again(Outer())
     assert twin == Outer()
     with pytest.raises(ConfigError, match="sealed"):
@@ -73,5 +79,7 @@ def test_the_whole_configuration_loads_without_torch_or_numpy() -> None:
         "import sys, engine.config.run as r; r.RunConfig();"
         "print([m for m in ('torch', 'numpy', 'transformers', 'hydra') if m in sys.modules])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "[]"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert found.stdout.strip() == "[]"

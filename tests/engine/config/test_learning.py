@@ -48,6 +48,7 @@ FRACTIONS = ("beta1", "beta2", "final_fraction")
     (PositivesConfig, {"kl_coefficient": -0.1}, "loss.kl_coefficient"),
     *((OptimiserConfig, {name: -1.0}, f"learning.optimiser.{name}") for name in RATES + FRACTIONS),
     *((OptimiserConfig, {name: 1.5}, f"learning.optimiser.{name}") for name in FRACTIONS),
+    (OptimiserConfig, {"beta2": 1.0}, "learning.optimiser.beta2"),
     (OptimiserConfig, {"warmup_steps": -1}, "learning.optimiser.warmup_steps"),
     (LearningConfig, {"updates": 0}, "learning.updates"),
     (LearningConfig, {"max_seconds": -1.0}, "learning.max_seconds"),
@@ -68,5 +69,5 @@ def test_limits_themselves_are_fine() -> None:
 
 
 def test_a_number_that_is_none_is_refused() -> None:
-    with pytest.raises(ConfigError, match="loss.tau=nan"):
+    with pytest.raises(ConfigError, match=r"loss\.tau=nan"):
         MirrorDescentConfig(tau=float("nan"))

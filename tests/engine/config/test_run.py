@@ -50,7 +50,7 @@ def test_what_works_is_taken(options: dict[str, Any]) -> None:
 
 
 def test_the_remedy_names_the_smallest_bound_that_works() -> None:
-    with pytest.raises(ConfigError, match="takes 4 rounds.*give at least 3"):
+    with pytest.raises(ConfigError, match=r"takes 4 rounds.*give at least 3"):
         RunConfig(schedule=ScheduleConfig(**ROUNDS, max_staleness=2))
 
 

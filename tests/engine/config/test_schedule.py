@@ -24,7 +24,8 @@ ITERATIVE = {"kind": "iterative", "max_staleness": 2}
     ({"batch_groups": 2, "steps_per_update": 3}, "schedule.steps_per_update"),
     ({"max_attempts": 0}, "schedule.max_attempts"),
 ], ids=str)
-def test_what_cannot_work_is_refused(refused: Callable[..., None], options: dict[str, Any], key: str) -> None:
+def test_what_cannot_work_is_refused(refused: Callable[..., None], options: dict[str, Any],
+                                     key: str) -> None:
     refused(ScheduleConfig, options, key)
 
 
@@ -42,6 +43,8 @@ def test_what_follows_from_the_numbers(options: dict[str, Any], rounds: bool, cu
     assert (config.rounds, config.cut_tokens, config.fewest_groups) == (rounds, cut, fewest)
 
 
-@pytest.mark.parametrize(("budget", "response", "rounds"), [(0, 64, 1), (16, 64, 4), (16, 65, 5), (16, 1, 1)])
+@pytest.mark.parametrize(("budget", "response", "rounds"), [
+    (0, 64, 1), (16, 64, 4), (16, 65, 5), (16, 1, 1),
+])
 def test_rounds_of_the_longest_response(budget: int, response: int, rounds: int) -> None:
     assert ScheduleConfig(**ITERATIVE, round_budget_tokens=budget).rounds_of(response) == rounds

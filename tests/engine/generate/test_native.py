@@ -280,6 +280,13 @@ def test_small_prefill_passes_wait_for_company_but_not_for_ever(network: Any) ->
     assert len(drain(sampler)) == 19
 
 
+def test_who_was_admitted_first_is_prefilled_first_whatever_the_slot(network: Any) -> None:
+    sampler = tiny_sampler(network, slots=3, prefill=8)
+    sampler.submit([ask(0, random_prompt(0, 3), 1), ask(1, random_prompt(1, 3), 30)])
+    sampler.submit([ask(index, random_prompt(index, 40), 5) for index in (2, 3)])
+    assert [delivery.trajectory_id for delivery in drain(sampler)] == [0, 2, 3, 1]
+
+
 def test_counters_survive_a_restart(network: Any) -> None:
     sampler = tiny_sampler(network)
     sampler.submit([ask(0, random_prompt(0, 4), 6)])

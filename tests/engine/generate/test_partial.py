@@ -56,7 +56,8 @@ def test_closed_segments_keep_their_tokens_when_the_slot_is_used_again() -> None
 
 
 @pytest.mark.parametrize(
-    ("keys", "kept", "oldest"), [(4, True, FIRST), (4, False, SECOND), (0, True, SECOND), (0, False, SECOND)]
+    ("keys", "kept", "oldest"),
+    [(4, True, FIRST), (4, False, SECOND), (0, True, SECOND), (0, False, SECOND)],
 )
 def test_the_oldest_key_is_older_only_where_keys_were_kept(
     keys: int, kept: bool, oldest: PolicyVersion

@@ -37,7 +37,9 @@ def loops(tokens: list[int], period: int, repeats: int, least: int) -> bool:
     st.lists(st.integers(0, 2), max_size=40), st.integers(1, 5), st.integers(2, 4), st.integers(1, 12)
 )
 @settings(deadline=None)
-def test_observe_agrees_with_the_definition(tokens: list[int], period: int, repeats: int, least: int) -> None:
+def test_observe_agrees_with_the_definition(
+    tokens: list[int], period: int, repeats: int, least: int
+) -> None:
     watch = watch_of(period, repeats, least)
     watch.restart(0, np.zeros(0, np.int64))
     expected = [loops(tokens[: n + 1], period, repeats, least) for n in range(len(tokens))]

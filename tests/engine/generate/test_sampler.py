@@ -35,8 +35,8 @@ def neighbour(index: int, length: int = 6, limit: int = 20) -> Any:
     return ask(100 + index, random_prompt(50 + index, length), limit)
 
 
-def alone(network: Any, dtype: torch.dtype, slots: int = 6) -> tuple[list[int], list[float]]:
-    sampler = tiny_sampler(network, slots, dtype=dtype)
+def alone(network: Any, dtype: torch.dtype) -> tuple[list[int], list[float]]:
+    sampler = tiny_sampler(network, 6, dtype=dtype)
     sampler.submit([one()])
     return answers(drain(sampler))[7]
 
@@ -49,10 +49,8 @@ def test_the_native_sampler_answers_the_whole_protocol(network: Any) -> None:
 
 
 @DTYPES
-@pytest.mark.parametrize("threads", [1, 2, 3])
 @pytest.mark.parametrize("family", ["llama", "qwen2", "qwen3"])
-def test_neighbours_slot_and_order_change_no_bit(family: str, dtype: torch.dtype, threads: int) -> None:
-    torch.set_num_threads(threads)
+def test_neighbours_slot_and_order_change_no_bit(family: str, dtype: torch.dtype) -> None:
     network = tiny_network(family)
     expected = alone(network, dtype)
     assert len(expected[0]) == 24
@@ -64,17 +62,15 @@ def test_neighbours_slot_and_order_change_no_bit(family: str, dtype: torch.dtype
 
 
 @DTYPES
-def test_a_wide_layer_shared_among_threads_changes_no_bit(dtype: torch.dtype) -> None:
-    torch.set_num_threads(3)
-    network = tiny_network("llama", intermediate_size=1100)
-    expected = alone(network, dtype, slots=64)
-    for before in (20, 42, 63):
-        sampler = tiny_sampler(network, 64, dtype=dtype, prefill=100)
-        again = tiny_sampler(network, 64, dtype=dtype, prefill=100)
-        sampler.submit([*(neighbour(index) for index in range(before)), one()])
-        again.submit([one()])
-        expected = answers(drain(again))[7]
-        assert answers(drain(sampler))[7] == expected
+def test_with_two_threads_neighbours_change_no_bit_either(network: Any, dtype: torch.dtype) -> None:
+    torch.set_num_threads(2)
+    results = []
+    for beside in (0, 5):
+        sampler = tiny_sampler(network, 6, dtype=dtype)
+        requests = [neighbour(index, 3 + index, 4) for index in range(beside)]
+        sampler.submit([*requests, ask(7, random_prompt(1, 9), 4)])
+        results.append(answers(drain(sampler))[7])
+    assert results[0] == results[1]
 
 
 @DTYPES

@@ -59,7 +59,8 @@ def test_the_response_ends_with_its_stop_token(network: Any) -> None:
 def test_the_limit_counts_tokens_of_earlier_segments(network: Any, limit: int) -> None:
     sampler = tiny_sampler(network)
     earlier = np.arange(3, 3 + limit - 1, dtype=np.int32)
-    sampler.submit([ask(0, random_prompt(0, 5), limit), ask(1, random_prompt(1, 5), limit, generated=earlier)])
+    prompt = random_prompt(0, 5)
+    sampler.submit([ask(0, prompt, limit), ask(1, prompt, limit, generated=earlier)])
     deliveries = {delivery.trajectory_id: delivery for delivery in drain(sampler)}
     assert [deliveries[i].finish_reason for i in (0, 1)] == [FinishReason.length] * 2
     assert [deliveries[i].segments[0].num_sampled for i in (0, 1)] == [limit, 1]

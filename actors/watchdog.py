@@ -1,0 +1,81 @@
+"""The watchdog of a private Ray: when its driver is gone, however it went, nothing of it stays.
+
+Ray's own helpers outlive a killed driver by a minute, and nobody would remove its folder. This process holds
+the reading end of a pipe whose other end only the driver has; the kernel closes that one when the driver
+dies. Every process of the session carries the path of its token in its environment, and is known by it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+TOKEN = "RAY_AUTH_TOKEN_PATH"
+SWEEP_DEADLINE_S = 10.0
+
+
+def token_file(folder: Path) -> Path:
+    """Where the token of the session in this folder lies."""
+    return folder / "token"
+
+
+def processes_of(folder: Path) -> list[int]:
+    """Living processes that were started by the session in this folder, this one left out."""
+    mark = f"{TOKEN}={token_file(folder)}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            environment = (entry / "environ").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if mark in environment and int(entry.name) != os.getpid():
+            found.append(int(entry.name))
+    return found
+
+
+def end(pid: int, deadline_s: float) -> bool:
+    """Kill a process and wait until it is gone; False when it still lives after the deadline."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(handle, select.POLLIN)
+        return bool(poll.poll(deadline_s * 1000))
+    except ProcessLookupError:
+        return True
+    finally:
+        os.close(handle)
+
+
+def sweep(folder: Path, deadline_s: float = SWEEP_DEADLINE_S) -> list[int]:
+    """Kill what is left of a session and remove its folder; who still lives at the deadline."""
+    deadline = time.monotonic() + deadline_s
+    while (left := processes_of(folder)) and time.monotonic() < deadline:
+        for pid in left:
+            end(pid, max(deadline - time.monotonic(), 0.0))
+    shutil.rmtree(folder, ignore_errors=True)
+    return left
+
+
+def start_watchdog(folder: Path) -> subprocess.Popen[bytes]:
+    """Watch over a session from a process of its own; close its standard input to end it."""
+    environment = {name: value for name, value in os.environ.items() if name != TOKEN}
+    return subprocess.Popen(
+        [sys.executable, "-P", __file__, str(folder)], stdin=subprocess.PIPE, env=environment,
+        # Ctrl-C reaches the whole group of the driver, and must not reach who cleans up after it.
+        start_new_session=True,
+    )
+
+
+if __name__ == "__main__":
+    sys.stdin.buffer.read()
+    sweep(Path(sys.argv[1]))

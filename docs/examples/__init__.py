@@ -1,0 +1,1 @@
+"""Extensions of ten lines, as docs/extending.md shows them; the tests run them."""

@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from engine.models.packed import ATTENTION_NAME, Block, register_packed_attention, shared_block_mask
+from engine.models.policy import hidden_states
+from tests.small_models import FAMILIES, VOCABULARY, tiny_network
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def tokens(seed: int, length: int) -> Tensor:
+    return torch.randint(3, VOCABULARY, (length,), generator=torch.Generator().manual_seed(seed))
+
+
+def apart(network: Any, sequence: Tensor) -> Tensor:
+    """[T, D] hidden states of one sequence, by the network's own attention."""
+    own = network.model(sequence[None], use_cache=False)
+    return own.last_hidden_state[0]
+
+
+def shared_row(
+    prompt: Tensor, responses: list[Tensor], start: int = 0
+) -> tuple[Tensor, Tensor, Block]:
+    lengths = [len(response) for response in responses]
+    places = [torch.arange(len(prompt)), *(torch.arange(n) + len(prompt) for n in lengths)]
+    row = torch.cat([prompt, *responses])
+    return row, torch.cat(places), Block(start, start + len(row), shared_block_mask(len(prompt), lengths))
+
+
+def gradients(network: Any) -> list[Tensor]:
+    grads = [parameter.grad.clone() for parameter in network.parameters()]
+    network.zero_grad()
+    return grads
+
+
+def test_mask_of_a_shared_block() -> None:
+    mask = shared_block_mask(2, [2, 1])
+    assert mask.int().tolist() == [
+        [1, 0, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [1, 1, 1, 0, 0],
+        [1, 1, 1, 1, 0],
+        [1, 1, 0, 0, 1],
+    ]
+
+
+@pytest.mark.parametrize("lengths", [[], [5], [0, 3]])
+def test_a_mask_without_siblings_is_causal(lengths: list[int]) -> None:
+    total = 3 + sum(lengths)
+    assert torch.equal(shared_block_mask(3, lengths), torch.ones(total, total).tril().bool())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_plain_blocks_in_a_row_equal_separate_sequences(family: str) -> None:
+    packed, plain = tiny_network(family), tiny_network(family, attention="eager")
+    parts = [tokens(seed, length) for seed, length in enumerate((7, 1, 12))]
+    blocks = [Block(0, 7, None), Block(7, 8, None), Block(8, 20, None)]
+    positions = torch.cat([torch.arange(len(part)) for part in parts])
+    together = hidden_states(packed, torch.cat(parts), positions, blocks)
+    torch.testing.assert_close(
+        together, torch.cat([apart(plain, part) for part in parts]), atol=1e-5, rtol=1e-5
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_shared_prompt_gives_the_states_and_gradients_of_separate_sequences(family: str) -> None:
+    packed, plain = tiny_network(family), tiny_network(family, attention="eager")
+    prompt, responses = tokens(0, 6), [tokens(seed, 3 + seed) for seed in range(1, 4)]
+    lone = tokens(9, 8)
+    row, positions, block = shared_row(prompt, responses)
+    tail = Block(len(row), len(row) + len(lone), None)
+    weights = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
+    positions = torch.cat([positions, torch.arange(len(lone))])
+    hidden = hidden_states(packed, torch.cat([row, lone]), positions, [block, tail])
+
+    # The first token of every response is predicted by the prompt's last state, which all of them share.
+    together, separate = [hidden[len(row) :]], [apart(plain, lone)]
+    start = len(prompt)
+    for response in responses:
+        span = hidden[start : start + len(response)]
+        together.append(torch.cat([hidden[len(prompt) - 1 : len(prompt)], span]))
+        separate.append(apart(plain, torch.cat([prompt, response]))[len(prompt) - 1 :])
+        start += len(response)
+    for got, expected in zip(together, separate, strict=True):
+        torch.testing.assert_close(got, expected, atol=1e-5, rtol=1e-5)
+    for parts in (together, separate):
+        torch.stack([(part * weights[: len(part)]).sum() for part in parts]).sum().backward()
+    for got, expected in zip(gradients(packed), gradients(plain), strict=True):
+        scale = expected.abs().max().clamp(min=1.0)
+        torch.testing.assert_close(got / scale, expected / scale, atol=1e-5, rtol=0)
+
+
+def test_several_shared_blocks_do_not_see_each_other() -> None:
+    network = tiny_network()
+    first = shared_row(tokens(0, 4), [tokens(1, 3), tokens(2, 5)])
+    second = shared_row(tokens(3, 6), [tokens(4, 2), tokens(5, 2)], start=len(first[0]))
+    row, positions = torch.cat([first[0], second[0]]), torch.cat([first[1], second[1]])
+    with torch.no_grad():
+        together = hidden_states(network, row, positions, [first[2], second[2]])
+        other = row.clone()
+        other[: len(first[0])] = tokens(8, len(first[0]))
+        changed = hidden_states(network, other, positions, [first[2], second[2]])
+    assert torch.equal(together[len(first[0]) :], changed[len(first[0]) :])
+    assert not torch.equal(together[: len(first[0])], changed[: len(first[0])])
+
+
+def test_a_response_does_not_see_its_siblings() -> None:
+    network = tiny_network()
+    prompt, kept = tokens(0, 4), tokens(1, 5)
+    states = []
+    for seed in (2, 3):
+        row, positions, block = shared_row(prompt, [tokens(seed, 6), kept])
+        with torch.no_grad():
+            states.append(hidden_states(network, row, positions, [block]))
+    assert torch.equal(states[0][10:], states[1][10:])
+    assert torch.equal(states[0][:4], states[1][:4])
+
+
+def test_registering_again_is_safe() -> None:
+    from transformers import AttentionInterface
+
+    register_packed_attention()
+    register_packed_attention()
+    assert ATTENTION_NAME in AttentionInterface().valid_keys()

@@ -1,0 +1,84 @@
+"""The examples of docs/extending.md, run as the page says."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+
+from actors.launch import compose
+from actors.run import run
+from docs.examples import brief_judge, doubling, reinforce
+from engine.config.learning import DottedLossConfig
+from engine.config.prompts import PromptsConfig
+from engine.config.rewards import RewardConfig
+from engine.losses.objective import Loss, LossInputs, LossScale, build_loss
+from engine.records.prompt import Prompt
+from engine.rewards.judge import build_judge
+
+ROOT = Path(__file__).resolve().parents[1]
+DOTTED = {
+    "reward": ["+reward.judges.brief=docs.examples.brief_judge.build"],
+    "loss": ["loss=dotted", "loss.path=docs.examples.reinforce.build"],
+    "prompts": ["prompts.source=dotted", "prompts.dotted_path=docs.examples.doubling.prompts"],
+}
+SMOKE = ["experiment=smoke", "model.warmup.steps=0", "canary.prompts=0", "run.quiet=true"]
+
+
+def test_a_run_with_all_three(tmp_path):
+    overrides = [option for options in DOTTED.values() for option in options]
+    config, text = compose([*SMOKE, *overrides, "learning.updates=2", f"run.dir={tmp_path / 'run'}"])
+    summary = run(config, text)
+    assert summary["updates"] == 2
+    lines = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert all(math.isfinite(json.loads(line)["learn/loss"]) for line in lines)
+    sample = json.loads((tmp_path / "run" / "samples.jsonl").read_text().splitlines()[0])
+    assert "twice" in json.dumps(sample)
+
+
+def test_the_judge_scores():
+    judge = build_judge("brief", RewardConfig(judges={"brief": "docs.examples.brief_judge.build"}))
+    prompt = Prompt.ask("p", "What is twice 4?", "8", kind="brief")
+    assert isinstance(judge, brief_judge.BriefJudge)
+    assert [judge.judge(prompt, said, None).score for said in ("8", "It is 8", "9")] == [1.0, 0.5, 0.0]
+
+
+def test_the_loss_is_reinforce():
+    loss = build_loss(DottedLossConfig(path="docs.examples.reinforce.build"))
+    assert isinstance(loss, Loss)
+    assert isinstance(loss, reinforce.Reinforce)
+    logprob = torch.tensor([-1.0, -2.0, -3.0], requires_grad=True)
+    zeros = torch.zeros(3)
+    advantage = loss.advantage(torch.tensor([1.0, 0.0]))
+    inputs = LossInputs(logprob, zeros, None, None, None, torch.tensor([0, 0, 1]), advantage,
+                        torch.tensor([2, 1]))
+    loss(inputs, LossScale(1, 2, 3, 2)).loss.backward()
+    torch.testing.assert_close(logprob.grad, torch.tensor([-0.5, -0.5, 0.5]) / 3)
+
+
+def test_the_prompt_source_gives_distinct_questions():
+    made = doubling.prompts(PromptsConfig(num_train=5, num_heldout=2))
+    assert len({prompt.question_digest() for prompt in made}) == 7
+    assert made[3].answer_key == "6"
+
+
+@pytest.mark.parametrize("name", ["brief_judge", "reinforce", "doubling"])
+def test_the_page_shows_the_files_as_they_are(name):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    assert (ROOT / "docs" / "examples" / f"{name}.py").read_text().strip() in page
+
+
+def test_the_page_names_the_options_that_are_run():
+    page = (ROOT / "docs" / "extending.md").read_text()
+    for option in (option for options in DOTTED.values() for option in options):
+        assert option in page, option
+
+
+def test_every_path_on_the_pages_exists():
+    for page in (*(ROOT / "docs").glob("*.md"), ROOT / "CONTRIBUTING.md"):
+        for name in re.findall(r"`((?:engine|actors|tools|configs|csrc|tests|docs)/[\w./]+)`", page.read_text()):
+            assert (ROOT / name).exists(), f"{page.name} names {name}"

@@ -1,0 +1,103 @@
+"""A side of a comparison that lives in a process of its own: one line asks for one repeat.
+
+It stays loaded between repeats, so that the sides can take turns; while it waits it uses no processor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from engine.errors import ActorError
+
+_TAIL = 2000
+
+
+class Child:
+    """The asking end."""
+
+    def __init__(self, name: str, command: Sequence[str], deadline_s: float) -> None:
+        """Start the process; it loads while nothing is asked of it.
+
+        Args:
+            name: for messages.
+            command: program and arguments; it answers through :class:`Replies`.
+            deadline_s: seconds that one answer may take, the first one's loading included.
+        """
+        self.name = name
+        self._deadline_s = deadline_s
+        self._log = tempfile.TemporaryFile()
+        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+        self._process = subprocess.Popen(
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment,
+        )
+        self._unread = b""
+
+    def ask(self) -> dict[str, Any]:
+        """One repeat: what the process says of it.
+
+        Raises:
+            ActorError: it ended or did not answer in time; the end of its log is quoted.
+        """
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(b"go\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise self._error("it ended") from None
+        answer: dict[str, Any] = json.loads(self._line(time.monotonic() + self._deadline_s))
+        return answer
+
+    def _line(self, deadline: float) -> bytes:
+        assert self._process.stdout is not None
+        stream = self._process.stdout.fileno()
+        while b"\n" not in self._unread:
+            ready, _, _ = select.select([stream], [], [], max(deadline - time.monotonic(), 0.0))
+            if not ready:
+                raise self._error(f"no answer in {self._deadline_s:.0f} s")
+            found = os.read(stream, 65536)
+            if not found:
+                raise self._error("it ended")
+            self._unread += found
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _error(self, what: str) -> ActorError:
+        self._log.seek(0)
+        tail = self._log.read()[-_TAIL:].decode(errors="replace")
+        self.close()
+        return ActorError(self.name, "one repeat", f"{what}; the end of its log:\n{tail}")
+
+    def close(self) -> None:
+        """End the process; twice is harmless."""
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._log):
+            if stream is not None and not stream.closed:
+                stream.close()
+
+
+class Replies:
+    """The answering end: standard output is kept for answers, whatever else prints goes to the log."""
+
+    def __init__(self) -> None:
+        self._out = os.fdopen(os.dup(1), "w")
+        os.dup2(2, 1)
+
+    def wait(self) -> None:
+        """Until the next repeat is asked for; ends the process when nobody will ask any more."""
+        if not sys.stdin.readline():
+            raise SystemExit(0)
+
+    def send(self, answer: dict[str, Any]) -> None:
+        """Answer one repeat."""
+        self._out.write(json.dumps(answer) + "\n")
+        self._out.flush()
