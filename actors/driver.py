@@ -19,9 +19,10 @@ from actors.evaluator import Evaluator
 from actors.generation import Generation
 from actors.judging import Judging
 from actors.observer import Observer
+from actors.study import num_updates, study
 from actors.supervisor import Supervisor
 from actors.training import Training
-from engine.config.run import RunConfig
+from engine.config.run import Only, RunConfig
 from engine.errors import ActorError
 from engine.models.tokenizer import PolicyTokenizer
 from engine.prompts.draw import PromptDraw
@@ -60,8 +61,9 @@ class Driver:
         self.draw = PromptDraw(prompts.train, config.prompts, config.seed)
         self.controller = Controller(
             config.schedule, samples_per_prompt=config.rollout.samples_per_prompt,
-            updates=config.learning.updates, checkpoint_every=config.learning.checkpoint_every,
+            updates=self._num_updates(), checkpoint_every=config.learning.checkpoint_every,
             lease_s=config.cluster.call_deadline_s, max_judge_failures=config.reward.max_retries,
+            num_generators=config.generator.num_generators,
         )
         self.arrivals = folder.arrivals_file.open("ab")
         self.generation = Generation(self)
@@ -70,7 +72,7 @@ class Driver:
         self.evaluator = Evaluator(self)
         self.write_checkpoint: Callable[[], None] | None = None
         self.stopped = False
-        self._should_stop = should_stop
+        self.should_stop = should_stop
         self._stop_deadline = float("inf")
         self._calls: list[Call] = []
         self._inbox: deque[ev.Event] = deque()
@@ -83,28 +85,42 @@ class Driver:
             ev.Note: lambda note: self.observer.say(note.text), ev.Finish: self._finish,
         }
 
+    def _num_updates(self) -> int:
+        train, updates = self.config.train, self.config.learning.updates
+        return num_updates(train.rollouts, updates) if train.only is Only.learn else updates
+
     # ---- the loop ------------------------------------------------------------------------------
 
+    @property
+    def over(self) -> bool:
+        """Nothing is left to do but to end well."""
+        return self.controller.finished or self.training.recorded_all
+
     def run(self) -> None:
-        """Until the controller says that the run is finished.
+        """Until the run is over.
 
         Raises:
             ActorError: the learner or replay died, or restarts ran out; resume from the checkpoint.
         """
+        if self.config.train.only is Only.learn:
+            study(self)
+            return
         for name in self.supervisor.generators:
             self.generation.welcome(name)
-        while not self.controller.finished:
-            self._heed_stop()
+        while not self.over:
+            self.heed_stop()
             self._turn()
         self.wait_for("generator-", "learner")
 
-    def wait_for(self, *prefixes: str) -> None:
+    def wait_for(self, *prefixes: str, unless_stopped: bool = False) -> None:
         """Take the answers that are still out from actors so named.
 
         Raises:
             ActorError: one of them does not answer.
         """
         while any(call.pending.actor.startswith(prefixes) for call in self._calls):
+            if unless_stopped and self.should_stop():
+                return
             self._turn()
 
     def _turn(self) -> None:
@@ -114,9 +130,10 @@ class Driver:
         now = time.monotonic()
         if done is None:
             self.feed(ev.Ticked(now))
-            for call in [call for call in self._calls if call.deadline < now]:
+            late = next((call for call in self._calls if call.deadline < now), None)
+            if late is not None:
                 limit = self.config.cluster.call_deadline_s
-                self.died(ActorError(call.pending.actor, call.pending.method, f"no answer in {limit:.0f} s"))
+                self.died(ActorError(late.pending.actor, late.pending.method, f"no answer in {limit:.0f} s"))
             return
         call = next(call for call in self._calls if call.pending is done)
         self._calls.remove(call)
@@ -127,11 +144,16 @@ class Driver:
             return
         call.answer(value)
 
-    def _heed_stop(self) -> None:
+    def heed_stop(self) -> None:
+        """Tell the controller of a wish to stop; work gets a little time to come to rest.
+
+        Raises:
+            ActorError: that time is over.
+        """
         if self._stop_deadline < time.monotonic():
             raise ActorError("driver", "stopping", "work did not come to rest in time; the newest checkpoint "
                              "stands")
-        if self._should_stop() and not self.stopped:
+        if self.should_stop() and not self.stopped:
             self.stopped = True
             self._stop_deadline = time.monotonic() + STOP_GRACE_S
             self.observer.say("stopping: a checkpoint is written first")
@@ -151,7 +173,7 @@ class Driver:
                     self._carry_out[type(command)](command)
         finally:
             self._draining = False
-        if not self.controller.finished:
+        if not self.over:
             self.generation.go_on()
 
     def later(self, answer: Callable[[Any], None], name: str, method: str, *arguments: Any) -> None:
@@ -166,8 +188,14 @@ class Driver:
                    deadline_s=self.config.cluster.call_deadline_s)
 
     def died(self, error: ActorError) -> None:
-        """An actor is gone: replace it, or end this life of the run."""
+        """An actor is gone: replace it, or end this life of the run.
+
+        Raises:
+            ActorError: it cannot be replaced, or its successor does not come up.
+        """
         old = error.actor
+        if self.supervisor.replaced(old):
+            return
         new = self.supervisor.replace(error)
         self.observer.totals["restarts"] += 1
         self.observer.say(f"{error}; {new} takes its place")

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from actors.cluster import ask
-from engine.errors import NonFiniteError
+from engine.errors import ActorError, NonFiniteError, WeightChannelError
 from engine.evaluation import evaluation_requests, score
 from engine.records.manifest import Manifest
 from engine.records.prompt import Prompt
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from actors.driver import Driver
 
 ALL_STEPS = 2**31
+TRIES = 3
 
 
 class Evaluator:
@@ -25,6 +26,7 @@ class Evaluator:
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._known: PolicyVersion | None = None
         self._prompts: Sequence[Prompt] = driver.prompts.heldout
         self._tokens = [driver.tokenizer.render(prompt) for prompt in self._prompts]
         self._busy = False
@@ -68,7 +70,7 @@ class Evaluator:
 
     def _judged(self, version: PolicyVersion, deliveries: dict[int, Delivery],
                 verdicts: dict[int, Verdict]) -> None:
-        self._busy = False
+        self._busy, self._known = False, version
         driver = self._driver
         driver.observer.evaluated(
             score(self._prompts, deliveries, verdicts, version=version,
@@ -76,11 +78,17 @@ class Evaluator:
         )
 
     def finish(self, version: PolicyVersion, manifest: Manifest | None) -> None:
-        """Evaluate this version now and wait for the result."""
+        """Evaluate this version now and wait for the result, but not beyond a wish to stop.
+
+        A dead evaluator or judge costs a try, and so do weights that it refuses.
+        """
         driver = self._driver
-        driver.wait_for("evaluator", "judge")
-        self.start(version, manifest)
-        driver.wait_for("evaluator", "judge")
+        for _ in range(TRIES):
+            driver.wait_for("evaluator", "judge", unless_stopped=True)
+            if self._known == version or driver.should_stop():
+                return
+            self.start(version, manifest)
+        driver.wait_for("evaluator", "judge", unless_stopped=True)
 
     def canary(self, manifest: Manifest | None) -> None:
         """Sample a little at learning rate 0 and compare log-probs with the learner; leaves no trace.
@@ -96,9 +104,7 @@ class Evaluator:
         tokens = self._tokens[: options.prompts]
         requests = evaluation_requests(tokens, rollout, 1, rollout.temperature, -1)
         sampled = [request for request in requests if request.temperature > 0]
-        order = GeneratorOrder(tuple(sampled), manifest, False, ALL_STEPS)
-        name = driver.supervisor.evaluator
-        report = ask(driver.cluster, name, "advance", order, deadline_s=deadline_s)
+        report = self._sample(GeneratorOrder(tuple(sampled), manifest, False, ALL_STEPS))
         prompts = {request.trajectory_id: request.prompt_tokens for request in sampled}
         items = [(prompts[d.trajectory_id], d) for d in report.deliveries]
         driver.ledger.account("canary", sum(s.num_sampled for d in report.deliveries for s in d.segments))
@@ -110,6 +116,20 @@ class Evaluator:
                 f"canary.threshold_nats={options.threshold_nats}: use generator.precision=float32, or check "
                 "that model and tokenizer belong together"
             )
+
+    def _sample(self, order: GeneratorOrder) -> GeneratorReport:
+        driver = self._driver
+        while True:
+            name = driver.supervisor.evaluator
+            try:
+                report = ask(driver.cluster, name, "advance", order,
+                             deadline_s=driver.config.cluster.call_deadline_s)
+            except ActorError as error:
+                driver.died(error)  # which gives up when restarts are used up
+                continue
+            if report.refused:
+                raise WeightChannelError(report.refused)
+            return report
 
     def abandon(self) -> None:
         """The actor died; the next evaluation starts afresh."""

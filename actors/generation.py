@@ -77,9 +77,10 @@ class Generation:
         self._driver.later(lambda report: self._joined(name, box, report), name, "advance", order)
 
     def _joined(self, name: str, box: Mailbox, report: GeneratorReport) -> None:
-        box.busy = False
         if report.refused:
-            raise ActorError(name, "receiving its first weights", report.refused)
+            self._refused(name, "receiving its first weights", report.refused)
+            return
+        box.busy = False
         self._driver.ledger.report(name, 0, 0)
         self._driver.feed(ev.GeneratorJoined(name, report.version))
 
@@ -102,7 +103,6 @@ class Generation:
 
     def _advanced(self, name: str, box: Mailbox, report: GeneratorReport) -> None:
         driver = self._driver
-        box.busy = False
         box.open_requests = report.open_requests
         items = driver.replay("deliver", report) if report.deliveries else ()
         for item in items:
@@ -110,18 +110,30 @@ class Generation:
         driver.ledger.report(name, report.generated_tokens, report.tokens_in_slots)
         driver.observer.generated(report)
         driver.observer.delivered(items)
-        if report.refused:
-            driver.died(ActorError(name, "receiving weights", report.refused))
-            return
         manifest = driver.training.manifest
         newest = manifest is None or report.version == manifest.version
         box.behind = not newest and box.weights is None
-        if newest and manifest is not None and report.digest != manifest.digest:
-            driver.died(ActorError(name, "serving weights", f"digest {report.digest}, not {manifest.digest}"))
-            return
+        wrong = newest and manifest is not None and report.digest != manifest.digest
+        # Whoever cannot be trusted with weights stays busy: it is given nothing more.
+        box.busy = wrong or bool(report.refused)
         driver.feed(ev.Progressed(name, report.version, items))
+        if report.refused:
+            self._refused(name, "receiving weights", report.refused)
+        elif wrong:
+            self._refused(name, "serving weights", f"it acknowledged digest {report.digest}")
+
+    def _refused(self, name: str, during: str, why: str) -> None:
+        """Replace it, once the weights that its successor will receive are written anew."""
+        error = ActorError(name, during, why)
+        self._driver.training.publish_again(lambda: self._driver.died(error))
 
     def lost(self, name: str) -> None:
-        """A generator died; what it had not delivered is gone."""
+        """A generator died; what it had not delivered is gone, and is sampled again.
+
+        At bound 0 by the same random streams, so that a death changes no bit; else by others, since it may
+        be those that killed.
+        """
         del self._boxes[name]
         self._driver.ledger.lose(name)
+        if self._driver.config.schedule.max_staleness == 0:
+            self._driver.replay("release", name)

@@ -30,9 +30,11 @@ class Judging:
 
     def _judged(self, items: tuple[tuple[Prompt, Trajectory], ...], verdicts: dict[int, Verdict]) -> None:
         driver = self._driver
-        self._under_way.difference_update(verdicts)
+        # Groups may have been dropped meanwhile, and nobody asks for their verdicts any more.
+        awaited = self._under_way & verdicts.keys()
+        self._under_way -= awaited
         for trajectory_id, verdict in verdicts.items():
-            if verdict.outcome is Outcome.ok:
+            if trajectory_id in awaited and verdict.outcome is Outcome.ok:
                 self.correct[trajectory_id] = verdict.correct
         texts = [driver.tokenizer.decode(trajectory.token_ids) for _, trajectory in items]
         driver.observer.judged([
@@ -48,5 +50,6 @@ class Judging:
 
     def forget(self, trajectory_ids: tuple[int, ...]) -> list[bool]:
         """Take out what is known of these; those that were judged."""
+        self._under_way.difference_update(trajectory_ids)
         found: list[Any] = [self.correct.pop(key, None) for key in trajectory_ids]
         return [one for one in found if one is not None]

@@ -109,6 +109,9 @@ def main() -> None:
         except (PeriluneError, OmegaConfBaseException) as error:
             print(f"error: {explain(error)}", file=sys.stderr)
             raise SystemExit(2) from None
+        except KeyboardInterrupt as interrupt:
+            print(f"{interrupt}; go on with run.exists=resume", file=sys.stderr)
+            raise SystemExit(130) from None
 
     try:
         entry()

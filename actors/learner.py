@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -13,17 +12,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from actors.learner_state import read_core, write_core
 from actors.rollouts import read_rollouts, write_rollouts
 from engine.config.run import RunConfig
 from engine.faults import reach
 from engine.learn.packing import Sample
 from engine.learn.step import LearnerCore
-from engine.learn.tensor_file import (
-    optimiser_from_tensors,
-    optimiser_to_tensors,
-    tensors_from_file,
-    tensors_to_file,
-)
 from engine.models.policy import DTYPES, load_network, published_tensors, save_policy, with_adapter
 from engine.models.tokenizer import PolicyTokenizer
 from engine.records.manifest import Manifest
@@ -118,34 +112,13 @@ class Learner:
         """xxh3 over the fp32 master tensors."""
         return weights_digest(self.core.optimiser.master_tensors())
 
-    # ---- checkpoint ----------------------------------------------------------------------------
-
     def write_state(self, path: Path) -> None:
-        """Master weights, moments and version into one safetensors file and one beside it."""
-        state = self.core.state_dict()
-        optimiser = state["optimiser"]
-        tensors = {f"master.{name}": tensor for name, tensor in optimiser["master"].items()}
-        tensors |= {f"adam.{name}": t for name, t in optimiser_to_tensors(optimiser["adam"]).items()}
-        version = state["version"]
-        facts = {"steps": optimiser["steps"], "lineage": version.lineage, "updates": version.updates,
-                 "non_finite": state["non_finite"]}
-        tensors["facts"] = torch.frombuffer(bytearray(json.dumps(facts).encode()), dtype=torch.uint8)
-        tensors_to_file(path, tensors)
+        """Write everything of a checkpoint that belongs to the learner."""
+        write_core(self.core, path)
 
     def load_state(self, path: Path) -> None:
         """The inverse of :meth:`write_state`, under a new lineage."""
-        tensors = tensors_from_file(path)
-        facts = json.loads(bytes(tensors["facts"].tolist()))
-
-        def part(prefix: str) -> dict[str, torch.Tensor]:
-            return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-
-        version = PolicyVersion(facts["lineage"], facts["updates"])
-        self.core.load_state_dict({
-            "optimiser": {"master": part("master."), "adam": optimiser_from_tensors(part("adam.")),
-                          "steps": facts["steps"]},
-            "version": version.forked(), "non_finite": facts["non_finite"],
-        })
+        read_core(self.core, path)
 
     def save_model(self, folder: Path) -> None:
         """Write a folder that transformers loads."""

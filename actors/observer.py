@@ -153,6 +153,14 @@ class Observer:
         self._last_update, self._last_tokens = now, self.totals["generated_tokens"]
         self.show(report.version.updates, values)
 
+    def recorded(self, batch: int, tokens: int) -> None:
+        """A batch was written down instead of learned from."""
+        values = self._meters.reduce() | {"rollout/recorded_tokens": float(tokens)}
+        self._writer.write(batch, values)
+        self._meters = Meters()
+        self.say(f"batch {batch}/{self._config.learning.updates}  {tokens} tokens  "
+                 f"reward {values.get('rollout/reward_mean', 0.0):.2f}")
+
     def _count_overlap(self, busy: tuple[float, float]) -> None:
         spans = sorted(self._generating)
         merged: list[tuple[float, float]] = []
@@ -270,6 +278,10 @@ class Observer:
         self.accuracy = {int(k): v for k, v in state["accuracy"].items()}
         self._last_tokens = self.totals["generated_tokens"]
         self._writer.truncate(updates)
+
+    def restart(self) -> None:
+        """An earlier life left no checkpoint: its metrics are forgotten."""
+        self._writer.truncate(-1)
 
     def close(self) -> None:
         """Flush what is written."""

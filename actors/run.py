@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from actors import snapshot
 from actors.cluster import ask
-from actors.ray_cluster import open_cluster
 from actors.driver import Driver
 from actors.observer import Observer
+from actors.ray_cluster import open_cluster
 from actors.supervisor import Restarts, Supervisor
 from actors.warm_start import warm_start
-from engine.config.run import RunConfig
+from engine.config.run import Only, RunConfig
 from engine.errors import ActorError, CheckpointError, ConfigError
-from engine.preflight import Checked, check
+from engine.preflight import Checked, check, needs
 from engine.run_folder import RunFolder
 from engine.weights.shared_memory import clean_leftovers
 
 
 class StopSignal:
-    """Remembers that SIGINT or SIGTERM arrived; the second one ends at once."""
+    """Remembers that SIGINT or SIGTERM arrived; the second one ends at once.
+
+    So does the first while there is nothing yet that could be saved.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.worth_saving = False
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> StopSignal:
@@ -37,8 +43,8 @@ class StopSignal:
         return self
 
     def _heard(self, number: int, _: FrameType | None) -> None:
-        if self.asked:
-            raise KeyboardInterrupt(f"signal {number} for the second time")
+        if self.asked or not self.worth_saving:
+            raise KeyboardInterrupt(f"ended by {signal.Signals(number).name}")
         self.asked = True
 
     def __exit__(self, *_: object) -> None:
@@ -61,10 +67,24 @@ def run(config: RunConfig, config_text: str) -> dict[str, Any]:
     try:
         if not folder.resumed:
             folder.write_config(config_text)
+        elif (summary := _complete(config, folder)) is not None:
+            return summary
         with StopSignal() as stop:
             return _live(config, checked, folder, stop)
     finally:
         folder.close()
+
+
+def _complete(config: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
+    """The summary of a run whose earlier life reached its end."""
+    if config.train.only is Only.rollout or not folder.summary_file.exists():
+        return None
+    summary: dict[str, Any] = json.loads(folder.summary_file.read_text())
+    if summary["updates"] < config.learning.updates:
+        return None
+    if not config.run.quiet:
+        print(f"{folder.path} is complete: {summary['updates']} updates", flush=True)
+    return summary
 
 
 def _live(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSignal) -> dict[str, Any]:
@@ -86,31 +106,28 @@ def _life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSign
           resumed: bool) -> dict[str, Any]:
     observer = Observer(config, folder)
     model = str(checked.folder or warm_start(config, checked.prompts, observer.say))
-    clean_leftovers(_channel_folder(config))
+    clean_leftovers(Path(config.weights.folder))
     cluster = open_cluster(config.cluster, folder.run_id)
     driver = None
     try:
-        dumps = str(folder.rollouts) if config.run.dump_rollouts else ""
+        dumped = config.run.dump_rollouts or config.train.only is Only.rollout
+        dumps = str(folder.rollouts) if dumped else ""
         supervisor = Supervisor(cluster, config, model, folder.run_id, dumps, restarts)
         supervisor.start_all()
         driver = Driver(config, cluster, supervisor, folder, checked.prompts, checked.tokenizer, observer,
                         lambda: stop.asked)
         opened = driver
         driver.write_checkpoint = lambda: _checkpoint(opened, folder)
+        stop.worth_saving = True
         _begin(driver, folder, resumed)
         driver.run()
-        return _end(driver, folder)
+        return _end(driver, folder, restarts.total)
     finally:
         if driver is not None:
             driver.close()
         observer.close()
+        stop.worth_saving = False
         cluster.close()
-
-
-def _channel_folder(config: RunConfig) -> Any:
-    from pathlib import Path
-
-    return Path(config.weights.folder)
 
 
 def _checkpoint(driver: Driver, folder: RunFolder) -> None:
@@ -126,12 +143,11 @@ def _begin(driver: Driver, folder: RunFolder, resumed: bool) -> None:
         try:
             snapshot.restore(driver, folder.checkpoints)
         except CheckpointError as error:
-            if any(folder.checkpoints.iterdir()):
+            if any(not entry.name.startswith(".") for entry in folder.checkpoints.iterdir()):
                 raise
             driver.observer.say(f"nothing to resume ({error}): starting from the beginning")
             resumed = False
-            driver.arrivals.truncate(0)
-            driver.ledger.restart()
+            snapshot.forget(driver)
     driver.training.manifest = ask(driver.cluster, "learner", "publish", deadline_s=deadline_s)
     if not resumed:
         driver.evaluator.canary(driver.training.manifest)
@@ -139,7 +155,7 @@ def _begin(driver: Driver, folder: RunFolder, resumed: bool) -> None:
     driver.observer.begin()
 
 
-def _end(driver: Driver, folder: RunFolder) -> dict[str, Any]:
+def _end(driver: Driver, folder: RunFolder, restarts: int) -> dict[str, Any]:
     config, observer = driver.config, driver.observer
     deadline_s = config.cluster.call_deadline_s
     version = driver.controller.version
@@ -152,7 +168,7 @@ def _end(driver: Driver, folder: RunFolder) -> dict[str, Any]:
         driver.ledger.check()
     ask(driver.cluster, "learner", "save_model", folder.model, deadline_s=deadline_s)
     digest = ask(driver.cluster, "learner", "digest", deadline_s=deadline_s)
-    summary = observer.summary(version.updates, driver.ledger.counts(), digest)
+    summary = observer.summary(version.updates, driver.ledger.counts(), digest) | {"restarts": restarts}
     folder.write_summary(summary)
     observer.table(summary)
     return summary
@@ -160,10 +176,6 @@ def _end(driver: Driver, folder: RunFolder) -> dict[str, Any]:
 
 def dry_run(config: RunConfig, config_text: str, say: Callable[[str], None] = print) -> None:
     """Print the resolved configuration, what the run needs and the processes it would start."""
-    import json
-
-    from engine.preflight import needs
-
     checked = check(config)
     if config.run.dir == "":
         raise ConfigError("run.dir", config.run.dir, "give a folder")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from actors.cluster import ask
+from engine.errors import CheckpointError
+from engine.faults import reach
 from engine.learn.checkpoint import newest_checkpoint, prune, read_checkpoint, write_checkpoint
 from engine.records.codec import decode, encode
 
@@ -24,11 +27,12 @@ def save(driver: Driver, root: Path) -> Path:
         ask(driver.cluster, "learner", "write_state", path, deadline_s=config.cluster.call_deadline_s)
 
     driver.arrivals.flush()
+    os.fsync(driver.arrivals.fileno())
     state = {
         "controller": driver.controller.state_dict(), "draw": driver.draw.state_dict(),
         "ledger": driver.ledger.state_dict(), "observer": driver.observer.state_dict(),
         "arrivals": driver.arrivals.tell(), "correct": driver.judging.correct,
-        "members": driver.training.members,
+        "members": driver.training.members, "batches": driver.training.batches,
     }
     version = driver.controller.version
     folder = write_checkpoint(
@@ -36,6 +40,7 @@ def save(driver: Driver, root: Path) -> Path:
         {"learner.safetensors": learner, "driver.msgpack": encode(state),
          "replay.msgpack": encode(driver.replay("state_dict"))},
         {"lineage": version.lineage, "updates": version.updates, "seed": config.seed},
+        on_stage=lambda stage: reach(f"checkpoint.{stage}"),
     )
     prune(root, config.learning.keep_checkpoints)
     return folder
@@ -57,6 +62,30 @@ def restore(driver: Driver, root: Path) -> None:
     driver.draw.load_state_dict(state["draw"])
     driver.ledger.load_state_dict(state["ledger"])
     driver.observer.load_state_dict(state["observer"], driver.controller.version.updates)
-    driver.arrivals.truncate(state["arrivals"])
+    _cut(driver, state["arrivals"])
     driver.judging.correct = {int(key): value for key, value in state["correct"].items()}
     driver.training.members = {int(key): tuple(value) for key, value in state["members"].items()}
+    driver.training.batches = state["batches"]
+
+
+def forget(driver: Driver) -> None:
+    """An earlier life left no checkpoint: its journals and metrics begin anew."""
+    driver.ledger.restart()
+    driver.observer.restart()
+    _cut(driver, 0)
+
+
+def _cut(driver: Driver, position: int) -> None:
+    """Drop the events after a checkpoint.
+
+    Raises:
+        CheckpointError: the inbox on disk ends before it.
+    """
+    size = driver.arrivals.seek(0, os.SEEK_END)
+    if size < position:
+        raise CheckpointError(
+            f"{driver.arrivals.name} has {size} bytes, its checkpoint stands at {position}: restore the file, "
+            "or start anew with another run.dir"
+        )
+    driver.arrivals.truncate(position)
+    driver.arrivals.seek(0, os.SEEK_END)

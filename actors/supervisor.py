@@ -104,6 +104,11 @@ class Supervisor:
         self._cluster.start(name, Generator, arguments, cpus=config.cluster.generator_cpus, threads=count)
         return name
 
+    def replaced(self, name: str) -> bool:
+        """Whether a successor lives in this actor's place already."""
+        role, _, number = name.partition("#")
+        return bool(number) and int(number) < self._incarnations[role]
+
     def replace(self, error: ActorError) -> str:
         """End what is left of an actor and start its successor; returns the new name.
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from engine.config.run import Only
+from engine.faults import reach
 from engine.records import event as ev
 from engine.records.manifest import Manifest
 from engine.records.trajectory import DropReason
@@ -12,49 +15,86 @@ from engine.records.update import UpdateReport
 if TYPE_CHECKING:
     from actors.driver import Driver
 
+RECORDED = "recorded"
+"""Why tokens that were only written down carried no loss."""
+
 
 class Training:
     """The update under way, and the newest weights."""
 
     def __init__(self, driver: Driver) -> None:
         self._driver = driver
+        self._records = driver.config.train.only is Only.rollout
         self.manifest: Manifest | None = None
         """Of the version that generators should serve."""
         self.members: dict[int, tuple[int, ...]] = {}
         """Group id -> trajectory ids, while it is outstanding."""
+        self.batches = 0
+        """Batches that were written down instead of learned from."""
+
+    @property
+    def recorded_all(self) -> bool:
+        """Nothing is learned in this run, and all its batches are written."""
+        return self._records and self.batches >= self._driver.config.learning.updates
 
     def train(self, command: ev.Train) -> None:
         """Hand complete groups to the learner; over Ray they pass from replay without the driver."""
-        driver = self._driver
-        for group_id in command.group_ids:
+        driver, ids = self._driver, command.group_ids
+        for group_id in ids:
             prompt_id = driver.controller.roster.groups[group_id].prompt_id
             correct = driver.judging.forget(self.members[group_id])
             driver.draw.observe(prompt_id, sum(correct) / len(correct), len(correct))
-        groups = driver.cluster.call("replay", "take", command.group_ids, driver.controller.version.updates)
-        driver.later(
-            lambda answer: self._updated(command.group_ids, *answer), "learner", "update", groups
-        )
+        groups = driver.cluster.call("replay", "take", ids, driver.controller.version.updates)
+        if self._records:
+            driver.later(lambda tokens: self._recorded(ids, tokens), "learner", "record", self.batches, groups)
+        else:
+            driver.later(lambda answer: self.updated(ids, *answer), "learner", "update", groups)
 
-    def _updated(self, group_ids: tuple[int, ...], report: UpdateReport, manifest: Manifest | None) -> None:
+    def updated(self, group_ids: tuple[int, ...], report: UpdateReport, manifest: Manifest | None) -> None:
+        """The learner finished an update: book it, then let the controller go on."""
         driver = self._driver
-        ids = [key for group_id in group_ids for key in self.members.pop(group_id)]
+        ids = self._leave(group_ids)
         if report.committed:
             driver.ledger.consume(ids, report.carried_tokens, report.masked_tokens)
             self.manifest = manifest
+            # Before the controller hears of it, which may write a checkpoint at once.
+            driver.observer.updated(report, len(ids), driver.replay("metrics") | driver.ledger.metrics())
         else:
             driver.observer.say("the update was not finite and is not committed; its groups are dropped")
             driver.ledger.drop(ids, DropReason.non_finite)
         driver.ledger.check()
         driver.feed(ev.Updated(report.version, report.committed))
+        reach("driver.updated")
         if report.committed:
-            extra = driver.replay("metrics") | driver.ledger.metrics()
-            driver.observer.updated(report, len(ids), extra)
             driver.evaluator.consider(report.version, manifest)
+
+    def _recorded(self, group_ids: tuple[int, ...], tokens: int) -> None:
+        """A batch is on disk; to the controller that is an update without a new version."""
+        driver = self._driver
+        self.batches += 1
+        driver.ledger.consume(self._leave(group_ids), 0, {RECORDED: tokens})
+        driver.ledger.check()
+        driver.observer.recorded(self.batches, tokens)
+        if not self.recorded_all:
+            driver.feed(ev.Updated(driver.controller.version, committed=False))
+
+    def _leave(self, group_ids: tuple[int, ...]) -> list[int]:
+        return [key for group_id in group_ids for key in self.members.pop(group_id)]
 
     def published(self, _: ev.Publish) -> None:
         """The learner wrote the weights with its update; generators learn of them now."""
         assert self.manifest is not None, "an update that is published has a manifest"
         self._driver.generation.publish(self.manifest)
+
+    def publish_again(self, then: Callable[[], None]) -> None:
+        """A generator refused the current weights: have them written once more, then go on."""
+
+        def written(manifest: Manifest) -> None:
+            if self.manifest is not None and manifest.version == self.manifest.version:
+                self.manifest = manifest
+            then()
+
+        self._driver.later(written, "learner", "publish")
 
     def drop(self, command: ev.DropGroup) -> None:
         """A group leaves without being trained."""

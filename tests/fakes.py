@@ -307,7 +307,7 @@ class World:
 
     def _kill(self, one: FakeGenerator) -> None:
         """It samples no more, but what it said last may be still on the way."""
-        one.dead = True
+        one.dead, one.hung = True, False
         self.unreported.append(one.name)
 
     def _report_loss(self, name: str) -> None:
@@ -426,7 +426,6 @@ class World:
 
     def _on_restart(self, command: ev.Restart) -> None:
         one = self.generators[command.generator]
-        one.hung = False
         if not one.dead:
             self._kill(one)
         self._forget_holder(one.name)

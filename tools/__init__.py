@@ -1,0 +1,1 @@
+"""One file, one verb: each parses options, calls the engine and prints."""

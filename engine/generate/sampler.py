@@ -15,9 +15,17 @@ from engine.records.work import Delivery, Request
 class StagedWeights(Protocol):
     """Verified weights of one version, ready to be swapped in."""
 
-    version: PolicyVersion
-    digest: str
-    tensors: Mapping[str, Tensor]
+    @property
+    def version(self) -> PolicyVersion:
+        """Of these weights."""
+
+    @property
+    def digest(self) -> str:
+        """As verified."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Name -> tensor, tied names included."""
 
 
 class Sampler(Protocol):

@@ -9,7 +9,8 @@ fixed number of rows: then neither position in the batch nor neighbours change a
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -25,6 +26,48 @@ _GRAIN = 32768
 """Elements below which torch keeps an elementwise pass in one thread."""
 
 
+@cache
+def _packs_weights() -> bool:
+    """Whether this processor and this torch multiply bfloat16 by weights packed beforehand."""
+    ops = torch.ops.mkldnn
+    known = hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
+    return known and torch.backends.mkldnn.is_available() and bool(ops._is_mkldnn_bf16_supported())
+
+
+class Product:
+    """A linear map, or several over the same input stacked into one.
+
+    oneDNN arranges a bfloat16 weight in blocks before it multiplies, which for few rows takes as long as the
+    product; here it happens once, when the weight arrives. The bits are those of ``functional.linear``.
+    """
+
+    def __init__(self, rows: int, width: int, dtype: torch.dtype, bias: bool = False) -> None:
+        self._shape, self._dtype = (rows, width), dtype
+        self._packs = dtype is torch.bfloat16 and _packs_weights()
+        self._weight = torch.empty(0 if self._packs else rows, width, dtype=dtype)
+        self._bias = torch.empty(rows, dtype=dtype) if bias else None
+
+    def load(self, tensors: Mapping[str, Tensor], *names: str) -> None:
+        """Take over the weights of the named modules, and their biases."""
+        weights = [f"{name}.weight" for name in names]
+        if self._packs:
+            parts = _sources(tensors, self._shape, weights)
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            pack = torch.ops.mkldnn._reorder_linear_weight
+            self._weight = pack(whole.detach().to(self._dtype).contiguous())
+        else:
+            _fill(self._weight, tensors, *weights)
+        if self._bias is not None:
+            _fill(self._bias, tensors, *(f"{name}.bias" for name in names))
+
+    def __call__(self, value: Tensor) -> Tensor:
+        """[F, width] to [F, rows]."""
+        if not self._packs:
+            return functional.linear(value, self._weight, self._bias)
+        result: Tensor = torch.ops.mkldnn._linear_pointwise(value, self._weight, self._bias, "none", [], "")
+        return result
+
+
 class DecoderLayer:
     """Fused weights of one layer."""
 
@@ -34,12 +77,10 @@ class DecoderLayer:
         family = config.model_type
         asked = bool(getattr(config, "attention_bias", False)) and family in ("llama", "qwen3")
         bias, head_norm = asked or family == "qwen2", family == "qwen3"
-        self.query_key_value = torch.empty(rows, width, dtype=dtype)
-        self.bias = torch.empty(rows, dtype=dtype) if bias else None
-        self.output = torch.empty(width, config.num_attention_heads * size, dtype=dtype)
-        self.output_bias = torch.empty(width, dtype=dtype) if asked else None
-        self.gate_up = torch.empty(2 * config.intermediate_size, width, dtype=dtype)
-        self.down = torch.empty(width, config.intermediate_size, dtype=dtype)
+        self.query_key_value = Product(rows, width, dtype, bias)
+        self.output = Product(width, config.num_attention_heads * size, dtype, asked)
+        self.gate_up = Product(2 * config.intermediate_size, width, dtype)
+        self.down = Product(width, config.intermediate_size, dtype)
         self.attention_norm = torch.empty(width, dtype=dtype)
         self.feed_forward_norm = torch.empty(width, dtype=dtype)
         self.query_norm = torch.empty(size, dtype=dtype) if head_norm else None
@@ -47,38 +88,35 @@ class DecoderLayer:
 
     def load(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy one layer's named weights into the fused ones."""
-
-        def fill(target: Tensor, *names: str) -> None:
-            _fill(target, tensors, *(prefix + name for name in names))
-
-        attention = [f"self_attn.{part}_proj" for part in ("q", "k", "v")]
-        fill(self.query_key_value, *(f"{name}.weight" for name in attention))
-        if self.bias is not None:
-            fill(self.bias, *(f"{name}.bias" for name in attention))
-        fill(self.output, "self_attn.o_proj.weight")
-        if self.output_bias is not None:
-            fill(self.output_bias, "self_attn.o_proj.bias")
-        fill(self.gate_up, "mlp.gate_proj.weight", "mlp.up_proj.weight")
-        fill(self.down, "mlp.down_proj.weight")
-        fill(self.attention_norm, "input_layernorm.weight")
-        fill(self.feed_forward_norm, "post_attention_layernorm.weight")
+        attention, feed_forward = f"{prefix}self_attn.", f"{prefix}mlp."
+        self.query_key_value.load(tensors, *(f"{attention}{part}_proj" for part in ("q", "k", "v")))
+        self.output.load(tensors, f"{attention}o_proj")
+        self.gate_up.load(tensors, f"{feed_forward}gate_proj", f"{feed_forward}up_proj")
+        self.down.load(tensors, f"{feed_forward}down_proj")
+        _fill(self.attention_norm, tensors, f"{prefix}input_layernorm.weight")
+        _fill(self.feed_forward_norm, tensors, f"{prefix}post_attention_layernorm.weight")
         if self.query_norm is not None and self.key_norm is not None:
-            fill(self.query_norm, "self_attn.q_norm.weight")
-            fill(self.key_norm, "self_attn.k_norm.weight")
+            _fill(self.query_norm, tensors, f"{attention}q_norm.weight")
+            _fill(self.key_norm, tensors, f"{attention}k_norm.weight")
 
 
-def _fill(target: Tensor, tensors: Mapping[str, Tensor], *names: str) -> None:
-    """Stack named tensors into one; nothing is broadcast, nothing left over."""
+def _sources(tensors: Mapping[str, Tensor], shape: Sequence[int], names: Sequence[str]) -> list[Tensor]:
+    """The named tensors, which stacked have this shape; nothing is broadcast, nothing left over."""
     missing = [name for name in names if name not in tensors]
     if missing:
         raise ModelError(f"the weights lack {missing[0]!r}: they belong to another model")
     sources = [tensors[name] for name in names]
     rows = sum(len(source) for source in sources)
-    if rows != len(target) or any(source.shape[1:] != target.shape[1:] for source in sources):
+    if rows != shape[0] or any(source.shape[1:] != torch.Size(shape[1:]) for source in sources):
         came = ", ".join(f"{name} {list(tensors[name].shape)}" for name in names)
-        raise ModelError(f"the weights do not fit this model: expected {list(target.shape)} from {came}")
+        raise ModelError(f"the weights do not fit this model: expected {list(shape)} from {came}")
+    return sources
+
+
+def _fill(target: Tensor, tensors: Mapping[str, Tensor], *names: str) -> None:
+    """Stack named tensors into one."""
     start = 0
-    for source in sources:
+    for source in _sources(tensors, target.shape, names):
         target[start : start + len(source)].copy_(source)
         start += len(source)
 
@@ -189,8 +227,8 @@ class Decoder:
                                  keys[index], values[index])
             hidden = hidden + mixed
             normed = self._rms_norm(hidden, layer.feed_forward_norm)
-            gate, up = functional.linear(normed, layer.gate_up).chunk(2, dim=-1)
-            hidden = hidden + functional.linear(_silu(gate) * up, layer.down)
+            gate, up = layer.gate_up(normed).chunk(2, dim=-1)
+            hidden = hidden + layer.down(_silu(gate) * up)
         return self._rms_norm(hidden, self.norm)
 
     def _rms_norm(self, value: Tensor, weight: Tensor) -> Tensor:
@@ -203,7 +241,7 @@ class Decoder:
         config = self.config
         heads, shared = config.num_attention_heads, config.num_key_value_heads
         normed = self._rms_norm(hidden, layer.attention_norm)
-        fused = functional.linear(normed, layer.query_key_value, layer.bias)
+        fused = layer.query_key_value(normed)
         fused = fused.view(len(fused), heads + 2 * shared, config.head_dim)
         turned = fused[:, : heads + shared]
         if layer.query_norm is not None and layer.key_norm is not None:
@@ -215,4 +253,4 @@ class Decoder:
         values[where] = fused[rows, heads + shared :]
         query = turned[:, :heads].contiguous()
         mixed = slot_attention(query, keys, values, slot, position, config.head_dim ** -0.5)
-        return functional.linear(mixed.reshape(len(mixed), -1), layer.output, layer.output_bias)
+        return layer.output(mixed.reshape(len(mixed), -1))

@@ -254,6 +254,23 @@ def test_a_dead_incarnation_is_not_believed():
     assert scene.hear("a#2", 0, scene.done(0)) == [ev.Judge((0,))]
 
 
+def test_nobody_may_speak_for_another():
+    scene = Scene()
+    scene.join("a")
+    scene.draw("p", "q")
+    scene.join("b")
+    assert scene.hear("b", 0, scene.done(0)) == []
+    assert scene.hear("a", 0, scene.done(0)) == [ev.Judge((0,))]
+
+
+def test_a_group_is_as_old_as_the_generator_that_took_it():
+    scene = Scene(num_generators=2, batch_groups=2, max_staleness=2)
+    scene.join("b", 0)
+    scene.join("a", 1)
+    scene.draw("p")
+    assert scene.step_of.roster.ages == {1: 1}, "a took it"
+
+
 def test_a_trajectory_that_dies_too_often_is_given_up_and_its_slot_refilled():
     scene = Scene(max_attempts=1)
     scene.join("a")
@@ -284,6 +301,16 @@ def test_a_judge_that_fails_is_asked_again_then_the_group_is_dropped():
     assert scene.judge(1, failed=True) == [ev.Judge((1,))]
     assert scene.judge(1, failed=True) == [ev.DropGroup(0, "p", DropReason.judge_failed), ev.Draw(1)]
     assert scene.judge(1) == [], "a verdict on what left"
+
+
+def test_a_second_verdict_changes_nothing():
+    scene = Scene(k=2)
+    scene.join("a")
+    scene.draw("p", "q")
+    scene.hear("a", 0, scene.done(0), scene.done(1))
+    assert scene.judge(0) == []
+    assert scene.judge(0, failed=True) == []
+    assert scene.judge(1) == [ev.Train((0,))]
 
 
 def test_a_dropped_group_waits_for_its_flying_members():
@@ -401,6 +428,22 @@ def test_a_stopped_run_goes_on_from_its_checkpoint_under_a_new_lineage():
     again.update(1)
     assert again.hear("a", 1) == [ev.Draw(2)]
     assert again.draw("r", "s")[0] == ev.Admit(2, "r", (2,)), "ids go on"
+
+
+def test_a_round_opens_under_the_newest_weights_even_for_work_that_older_ones_might_do():
+    scene = Scene(kind="iterative", max_staleness=2, round_budget_tokens=2)
+    scene.join("a")
+    scene.draw("p", "q", "r")
+    scene.hear("a", 0, scene.cut(1), scene.cut(2))
+    scene.finish("a", 0)
+    scene.update(1)
+    assert scene.hear("a", 1) == [ev.Dispatch("a", (1, 2)), ev.Draw(1)]
+    scene.draw("s")
+    scene(ev.StopRequested())
+    assert scene.hear("a", 1, *map(scene.cut, (1, 2, 3)))[-1] == ev.WriteCheckpoint()
+    again = Scene(kind="iterative", max_staleness=2, state=scene.step_of.state_dict())
+    assert again.join("a", 0) == []
+    assert again.hear("a", 1) == [ev.Dispatch("a", (1, 2, 3))]
 
 
 def test_a_stop_waits_for_the_learner_and_nothing_new_is_drawn():
