@@ -10,7 +10,7 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
-from setuptools import find_packages, setup
+from setuptools import find_namespace_packages, find_packages, setup
 
 HERE = Path(__file__).parent
 INSTALL = [
@@ -18,6 +18,7 @@ INSTALL = [
     "transformers>=5.16,<5.24",
     "ray[default]>=2.59",
     "hydra-core>=1.3,<1.4",
+    "omegaconf>=2.3,<2.4",
     "msgpack",
     "numpy",
     "tensorboard",
@@ -104,9 +105,9 @@ setup(
     python_requires=">=3.11",
     packages=[
         *find_packages(include=["engine", "engine.*", "actors", "actors.*", "tools", "tools.*"]),
-        "configs",
+        *find_namespace_packages(include=["configs", "configs.*"]),
     ],
-    package_data={"configs": ["*.yaml", "*/*.yaml"]},
+    package_data={"": ["*.yaml"]},
     install_requires=INSTALL,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["perilune = tools.perilune:main"]},

@@ -75,6 +75,7 @@ class Driver:
         self.should_stop = should_stop
         self._stop_deadline = float("inf")
         self._calls: list[Call] = []
+        self._next_tick = 0.0
         self._inbox: deque[ev.Event] = deque()
         self._draining = False
         self._carry_out: dict[type, Callable[[Any], None]] = {
@@ -128,13 +129,12 @@ class Driver:
             raise ActorError("driver", "waiting", "nothing is under way and the run is not finished")
         done = self.cluster.wait([call.pending for call in self._calls], POLL_S)
         now = time.monotonic()
+        if done is None or now >= self._next_tick:
+            self._tick(now)
         if done is None:
-            self.feed(ev.Ticked(now))
-            late = next((call for call in self._calls if call.deadline < now), None)
-            if late is not None:
-                limit = self.config.cluster.call_deadline_s
-                self.died(ActorError(late.pending.actor, late.pending.method, f"no answer in {limit:.0f} s"))
             return
+        if all(call.pending is not done for call in self._calls):
+            return  # its actor was given up by that very tick
         call = next(call for call in self._calls if call.pending is done)
         self._calls.remove(call)
         try:
@@ -143,6 +143,15 @@ class Driver:
             self.died(error)
             return
         call.answer(value)
+
+    def _tick(self, now: float) -> None:
+        """Let the controller look at its leases, and see whether a call is overdue."""
+        self._next_tick = now + POLL_S
+        self.feed(ev.Ticked(now))
+        late = next((call for call in self._calls if call.deadline < now), None)
+        if late is not None:
+            limit = self.config.cluster.call_deadline_s
+            self.died(ActorError(late.pending.actor, late.pending.method, f"no answer in {limit:.0f} s"))
 
     def heed_stop(self) -> None:
         """Tell the controller of a wish to stop; work gets a little time to come to rest.

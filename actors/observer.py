@@ -155,7 +155,7 @@ class Observer:
 
     def recorded(self, batch: int, tokens: int) -> None:
         """A batch was written down instead of learned from."""
-        values = self._meters.reduce() | {"rollout/recorded_tokens": float(tokens)}
+        values = self._meters.reduce()
         self._writer.write(batch, values)
         self._meters = Meters()
         self.say(f"batch {batch}/{self._config.learning.updates}  {tokens} tokens  "

@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import copy
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from actors.controller import Controller
+from actors.window import feasible
 from engine.config.schedule import InFlight, ScheduleConfig, Straggler
 from engine.records import event as ev
 from engine.records.codec import decode, encode
@@ -50,6 +51,8 @@ class FakeGenerator:
         self.version = version
         self.joined = self.dead = self.hung = False
         self.mail: list[Job] = []
+        self.offered: PolicyVersion | None = None
+        """Published, and on its way through the channel."""
         self.weights: PolicyVersion | None = None
         self.cut = False
         self.answer: Answer | None = None
@@ -69,6 +72,10 @@ class FakeGenerator:
     def wanted(self) -> bool:
         """There is something to do."""
         return bool(self.mail or self._queue or self._open or self.weights or self._staged or self.cut)
+
+    def receive(self) -> None:
+        """Offered weights reach the mailbox."""
+        self.weights, self.offered = self.offered, None
 
     def advance(self, steps: int) -> None:
         """Obey the mailbox, sample so many tokens per slot, leave an answer."""
@@ -116,6 +123,7 @@ class Books:
     left: dict[int, int] = field(default_factory=dict)
     """Tokens to a trajectory's end."""
     tokens: dict[int, list[PolicyVersion]] = field(default_factory=dict)
+    oldest: dict[int, int] = field(default_factory=dict)
     judged: set[int] = field(default_factory=set)
     issued: int = 0
     trained: set[int] = field(default_factory=set)
@@ -194,13 +202,16 @@ class World:
 
     def _moves(self) -> list[Callable[[], None]]:
         moves: list[Callable[[], None]] = []
+        joins: list[Callable[[], None]] = []
         for one in self.generators.values():
+            if one.offered is not None and not (one.dead or one.hung):
+                moves.append(one.receive)
             if one.answer is not None and not one.hung:
                 moves.append(lambda one=one: self._deliver(one))
             elif one.dead or one.hung:
                 continue
             elif not one.joined:
-                moves.append(lambda one=one: self._join(one))
+                joins.append(lambda one=one: self._join(one))
             elif one.wanted:
                 moves.append(lambda one=one: one.advance(self.rng.randint(1, 3)))
         moves += [lambda name=name: self._report_loss(name) for name in self.unreported]
@@ -212,7 +223,8 @@ class World:
             moves.append(self._written)
         if any(one.hung and one.joined and not one.empty for one in self.generators.values()):
             moves.append(self._tick)
-        return moves
+        # A start takes long, so that versions go by meanwhile.
+        return joins if joins and (not moves or self.rng.random() < 0.1) else moves
 
     def _mishaps(self) -> list[Callable[[], None]]:
         living = [one for one in self.generators.values() if not one.dead]
@@ -263,6 +275,8 @@ class World:
         if job.tokens and not finished and self.schedule.rounds:
             self.spent.add(key)
         oldest = min(tokens, key=lambda v: v.updates, default=None)
+        if oldest is not None:
+            books.oldest[key] = oldest.updates
         reason = FinishReason.stop if finished else None
         return Progress(key, 0, len(job.tokens), len(tokens), oldest, reason, 1, len(set(tokens)))
 
@@ -392,7 +406,7 @@ class World:
     def _on_publish(self, command: ev.Publish) -> None:
         assert command.version == self.books.version
         for one in self.generators.values():
-            one.weights = command.version
+            one.offered = command.version
 
     def _on_dropgroup(self, command: ev.DropGroup) -> None:
         members = self.books.members[command.group_id]
@@ -410,6 +424,7 @@ class World:
                 for book in (self.books.group_of, self.books.left, self.books.tokens):
                     del book[key]
                 self.books.judged.discard(key)
+                self.books.oldest.pop(key, None)
 
     def _on_cutall(self, command: ev.CutAll) -> None:
         self.generators[command.generator].cut = True
@@ -447,3 +462,12 @@ class World:
         assert books.issued == self.k * known, "issued = outstanding + trained + dropped"
         window = (schedule.max_staleness + 1) * schedule.batch_groups
         assert len(books.members) + sum(self.draws) <= window
+        ages: Counter[int] = Counter()
+        for group_id in books.members.keys() - set(self.learning or ()):
+            believed = self.controller.roster.groups[group_id].oldest
+            ages[believed] += 1
+            sampled = [books.oldest[key] for key in books.members[group_id] if key in books.oldest]
+            assert believed <= min(sampled, default=believed), "a group is older than the controller knows"
+        if schedule.on_straggler is Straggler.wait:
+            following = books.version.updates + (self.learning is not None)
+            assert feasible(ages, following, schedule.max_staleness, schedule.batch_groups)

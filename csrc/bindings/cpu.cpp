@@ -10,6 +10,9 @@
 #include <tuple>
 
 #include "../cpu/level.h"
+#include "../ops/gated_silu.h"
+#include "../ops/rms_norm.h"
+#include "../ops/rotary.h"
 #include "../ops/sample.h"
 #include "../ops/slot_attention.h"
 #include "../ops/token_logprob.h"
@@ -39,6 +42,12 @@ void check_range(const Tensor& values, const char* argument, int64_t low, int64_
   for (int64_t i = 0; i < values.numel(); ++i)
     TORCH_CHECK_VALUE(data[i] >= low && data[i] < high, argument, ": expected values in ", low, "..", high - 1,
                       ", got ", data[i]);
+}
+
+void check_below(const Tensor& values, const char* argument, int64_t high) {
+  const int64_t* data = values.const_data_ptr<int64_t>();
+  for (int64_t i = 0; i < values.numel(); ++i)
+    TORCH_CHECK_VALUE(data[i] < high, argument, ": expected values below ", high, ", got ", data[i]);
 }
 
 std::tuple<Tensor, Tensor, Tensor> token_logprob(const Tensor& hidden, const Tensor& weight, const Tensor& target,
@@ -84,9 +93,7 @@ Tensor slot_attention(const Tensor& query, const Tensor& key_cache, const Tensor
   Tensor q = query.contiguous(), keys = key_cache.contiguous(), values = value_cache.contiguous();
   Tensor slots = slot.contiguous(), positions = position.contiguous();
   check_range(slots, "slot", 0, keys.size(0));
-  for (int64_t i = 0; i < positions.numel(); ++i)
-    TORCH_CHECK_VALUE(positions.const_data_ptr<int64_t>()[i] < keys.size(1), "position: expected values below ",
-                      keys.size(1), ", got ", positions.const_data_ptr<int64_t>()[i]);
+  check_below(positions, "position", keys.size(1));
   TORCH_CHECK_VALUE(q.size(2) <= perilune::kLargestHeadSize, "query: expected heads of at most ",
                     perilune::kLargestHeadSize, " values, got ", q.size(2));
   Tensor out = at::empty(q.sizes(), q.options());
@@ -95,6 +102,51 @@ Tensor slot_attention(const Tensor& query, const Tensor& key_cache, const Tensor
                             out.mutable_data_ptr(), q.size(0), q.size(1), keys.size(2), q.size(2), keys.size(1),
                             float(scale), dtype_of(query, "query")},
                            at::get_num_threads());
+  return out;
+}
+
+Tensor rms_norm(const Tensor& hidden, const Tensor& weight, double epsilon) {
+  Tensor x = hidden.contiguous(), w = weight.contiguous(), out = at::empty(x.sizes(), x.options());
+  perilune::rms_norm({x.const_data_ptr(), nullptr, w.const_data_ptr(), nullptr, out.mutable_data_ptr(),
+                      x.numel() / w.size(0), w.size(0), float(epsilon), dtype_of(x, "hidden")},
+                     at::get_num_threads());
+  return out;
+}
+
+std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& hidden, const Tensor& update, const Tensor& weight,
+                                        double epsilon) {
+  Tensor x = hidden.contiguous(), y = update.contiguous(), w = weight.contiguous();
+  Tensor sum = at::empty(x.sizes(), x.options()), out = at::empty(x.sizes(), x.options());
+  perilune::rms_norm({x.const_data_ptr(), y.const_data_ptr(), w.const_data_ptr(), sum.mutable_data_ptr(),
+                      out.mutable_data_ptr(), x.numel() / w.size(0), w.size(0), float(epsilon),
+                      dtype_of(x, "hidden")},
+                     at::get_num_threads());
+  return {sum, out};
+}
+
+Tensor rotate_and_store(const Tensor& fused, const Tensor& cosine, const Tensor& sine, const Tensor& slot,
+                        const Tensor& position, const Tensor& key_cache, const Tensor& value_cache) {
+  Tensor x = fused.contiguous(), cosines = cosine.contiguous(), sines = sine.contiguous();
+  Tensor slots = slot.contiguous(), positions = position.contiguous();
+  check_range(slots, "slot", 0, key_cache.size(0));
+  check_below(positions, "position", key_cache.size(1));
+  int64_t shared = key_cache.size(2), heads = x.size(1) - 2 * shared, size = x.size(2);
+  Tensor query = at::empty({x.size(0), heads, size}, x.options());
+  perilune::rotate_and_store({x.const_data_ptr(), cosines.const_data_ptr(), sines.const_data_ptr(),
+                              slots.const_data_ptr<int64_t>(), positions.const_data_ptr<int64_t>(),
+                              key_cache.mutable_data_ptr(), value_cache.mutable_data_ptr(),
+                              query.mutable_data_ptr(), x.size(0), heads, shared, size, key_cache.size(1),
+                              dtype_of(x, "fused")},
+                             at::get_num_threads());
+  return query;
+}
+
+Tensor gated_silu(const Tensor& gate_up) {
+  Tensor x = gate_up.contiguous();
+  Tensor out = at::empty({x.size(0), x.size(1) / 2}, x.options());
+  perilune::gated_silu({x.const_data_ptr(), out.mutable_data_ptr(), out.size(0), out.size(1),
+                        dtype_of(x, "gate_up")},
+                       at::get_num_threads());
   return out;
 }
 
@@ -121,4 +173,8 @@ TORCH_LIBRARY_IMPL(perilune, CPU, m) {
   m.impl("logit_gradient", &logit_gradient);
   m.impl("sample", &sample);
   m.impl("slot_attention", &slot_attention);
+  m.impl("rms_norm", &rms_norm);
+  m.impl("add_rms_norm", &add_rms_norm);
+  m.impl("rotate_and_store", &rotate_and_store);
+  m.impl("gated_silu", &gated_silu);
 }

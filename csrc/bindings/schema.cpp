@@ -11,6 +11,11 @@ TORCH_LIBRARY(perilune, m) {
         " -> (Tensor, Tensor)");
   m.def("slot_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor slot, Tensor position,"
         " float scale) -> Tensor");
+  m.def("rms_norm(Tensor hidden, Tensor weight, float epsilon) -> Tensor");
+  m.def("add_rms_norm(Tensor hidden, Tensor update, Tensor weight, float epsilon) -> (Tensor, Tensor)");
+  m.def("rotate_and_store(Tensor fused, Tensor cosine, Tensor sine, Tensor slot, Tensor position,"
+        " Tensor(a!) key_cache, Tensor(b!) value_cache) -> Tensor");
+  m.def("gated_silu(Tensor gate_up) -> Tensor");
 }
 
 // The module itself is empty: importing it runs the registrations above.

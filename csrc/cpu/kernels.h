@@ -13,6 +13,7 @@ namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL) {
 #include "product.h"
 #include "scan.h"
 #include "attend.h"
+#include "rows.h"
 
 #if PERILUNE_TILES
 typedef TileProduct HalfProduct;
@@ -50,11 +51,23 @@ static void attend(const SlotAttention& args, int64_t token, int64_t shared_head
   run(args, token, shared_head);
 }
 
+static void norm(const RmsNorm& args, int64_t first_row, int64_t last_row) {
+  (args.dtype == Dtype::bfloat16 ? norm_rows<uint16_t> : norm_rows<float>)(args, first_row, last_row);
+}
+
+static void rotate(const Rotary& args, int64_t first_token, int64_t last_token) {
+  (args.dtype == Dtype::bfloat16 ? rotate_rows<uint16_t> : rotate_rows<float>)(args, first_token, last_token);
+}
+
+static void gate(const GatedSilu& args, int64_t first_row, int64_t last_row) {
+  (args.dtype == Dtype::bfloat16 ? gate_rows<uint16_t> : gate_rows<float>)(args, first_row, last_row);
+}
+
 }  // namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL)
 
 using namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL);
 extern const Kernels PERILUNE_JOIN(PERILUNE_LEVEL, _kernels) = {
-    packed_bytes, scratch_bytes, pack, scan, gradient, attend,
+    packed_bytes, scratch_bytes, pack, scan, gradient, attend, norm, rotate, gate,
 };
 
 }  // namespace perilune

@@ -17,20 +17,52 @@ PERILUNE_INLINE Floats load(const float* from) {
   return value;
 }
 
+// GCC takes __builtin_convertvector apart into halves and quarters of a register.
+PERILUNE_INLINE Words widen(Halves halves) {
+#if PERILUNE_WIDE
+  return (Words)_mm512_cvtepu16_epi32((__m256i)halves);
+#else
+  return __builtin_convertvector(halves, Words);
+#endif
+}
+
+PERILUNE_INLINE Halves narrow(Words words) {
+#if PERILUNE_WIDE
+  return (Halves)_mm512_cvtepi32_epi16((__m512i)words);
+#else
+  return __builtin_convertvector(words, Halves);
+#endif
+}
+
 PERILUNE_INLINE Floats load(const uint16_t* from) {  // bfloat16 is the upper half of a float
   Halves halves;
   __builtin_memcpy(&halves, from, sizeof halves);
-  return (Floats)(__builtin_convertvector(halves, Words) << 16);
+  return (Floats)(widen(halves) << 16);
 }
 
 PERILUNE_INLINE void store(float* to, Floats value) { __builtin_memcpy(to, &value, sizeof value); }
 
-PERILUNE_INLINE void store(uint16_t* to, Floats value) {  // to the nearest bfloat16, ties to even
+PERILUNE_INLINE Words nearest_half(Floats value) {  // the nearest bfloat16, ties to even
   Words bits = (Words)value;
-  Words rounded = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
-  rounded = (Words)(value == value) ? rounded : all(uint32_t(0x7fc0));
-  Halves halves = __builtin_convertvector(rounded, Halves);
+  Words half = (bits + 0x7fffu + ((bits >> 16) & 1u)) >> 16;
+  return value == value ? half : all(uint32_t(0x7fc0));
+}
+
+PERILUNE_INLINE void store(uint16_t* to, Floats value) {
+  Halves halves = narrow(nearest_half(value));
   __builtin_memcpy(to, &halves, sizeof halves);
+}
+
+// What a load after a store to T would give. A product that went through here is no longer fused with a sum.
+template <typename T>
+PERILUNE_INLINE Floats rounded(Floats value) {
+  if (sizeof(T) == sizeof(uint16_t)) return (Floats)(nearest_half(value) << 16);
+#if PERILUNE_WIDE
+  asm("" : "+v"(value));
+#else
+  asm("" : "+m"(value));
+#endif
+  return value;
 }
 
 template <typename T>

@@ -2,6 +2,9 @@
 #pragma once
 #include <cstdint>
 
+#include "../ops/gated_silu.h"
+#include "../ops/rms_norm.h"
+#include "../ops/rotary.h"
 #include "../ops/slot_attention.h"
 
 namespace perilune {
@@ -58,6 +61,9 @@ struct Kernels {
                TileState* states, void* scratch);
   void (*gradient)(const Gradient&, int64_t first_row, int64_t last_row, void* scratch);
   void (*attend)(const SlotAttention&, int64_t token, int64_t shared_head);
+  void (*norm)(const RmsNorm&, int64_t first_row, int64_t last_row);
+  void (*rotate)(const Rotary&, int64_t first_token, int64_t last_token);
+  void (*gate)(const GatedSilu&, int64_t first_row, int64_t last_row);
 };
 
 extern const Kernels plain_kernels, avx2_kernels, avx512_kernels, amx_kernels;

@@ -1,8 +1,9 @@
 """A loss of your own: REINFORCE, the mean over all tokens of -A log p."""
 
+from torch import Tensor
+
 from engine.config.learning import DottedLossConfig
 from engine.losses.objective import LossInputs, LossOutput, LossScale, all_selected, batch_metrics
-from torch import Tensor
 
 
 class Reinforce:

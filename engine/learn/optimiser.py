@@ -75,10 +75,8 @@ class MasterOptimiser:
             return config.learning_rate
         span = max(self.total_steps - config.warmup_steps, 1)
         progress = min((done - config.warmup_steps) / span, 1.0)
-        if config.schedule is Schedule.linear:
-            shape = 1.0 - progress
-        else:
-            shape = 0.5 * (1.0 + math.cos(math.pi * progress))
+        linear = config.schedule is Schedule.linear
+        shape = 1.0 - progress if linear else 0.5 * (1.0 + math.cos(math.pi * progress))
         return config.learning_rate * (config.final_fraction + (1.0 - config.final_fraction) * shape)
 
     def step(self) -> float:

@@ -8,7 +8,6 @@ fixed number of rows: then neither position in the batch nor neighbours change a
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
@@ -18,12 +17,13 @@ from torch import Tensor
 from torch.nn import functional
 
 from engine.errors import ModelError
+from engine.ops.gated_silu import gated_silu
 from engine.ops.packed_attention import slot_attention
+from engine.ops.rms_norm import add_rms_norm, rms_norm
+from engine.ops.rotary import rotate_and_store
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROTATIONS = ("default", "linear", "llama3", "yarn")
-_GRAIN = 32768
-"""Elements below which torch keeps an elementwise pass in one thread."""
 
 
 @cache
@@ -142,19 +142,6 @@ def _check_architecture(config: Any, context_tokens: int) -> None:
         )
 
 
-def _silu(gate: Tensor) -> Tensor:
-    """SiLU of [F, I] whose bits do not depend on the row.
-
-    Torch gives each thread a run of elements and computes the end of a run by another formula than the
-    rest; where runs would end inside rows, rows are handed over in blocks too small to be shared out.
-    """
-    rows, width = gate.shape
-    threads = min(torch.get_num_threads(), math.ceil(rows * width / _GRAIN))
-    if threads <= 1 or rows % threads == 0:
-        return functional.silu(gate)
-    return torch.cat([functional.silu(block) for block in gate.split(max((_GRAIN - 1) // width, 1))])
-
-
 class Decoder:
     """A decoder-only network whose tokens name the slot and position they belong to."""
 
@@ -216,41 +203,34 @@ class Decoder:
             keys: [layers, S, C, heads, d], written at (slot, position).
             values: like ``keys``.
         """
-        hidden = functional.embedding(tokens, self.embedding)
-        real = position >= 0
-        place = position.clamp(min=0)
-        cosine, sine = self.cosine[place], self.sine[place]
-        rows = real.nonzero().flatten()
-        where = (slot[rows], position[rows])
-        for index, layer in enumerate(self.layers):
-            mixed = self._attend(layer, hidden, cosine, sine, rows, where, slot, position,
-                                 keys[index], values[index])
-            hidden = hidden + mixed
-            normed = self._rms_norm(hidden, layer.feed_forward_norm)
-            gate, up = layer.gate_up(normed).chunk(2, dim=-1)
-            hidden = hidden + layer.down(_silu(gate) * up)
-        return self._rms_norm(hidden, self.norm)
-
-    def _rms_norm(self, value: Tensor, weight: Tensor) -> Tensor:
-        # Rounded before the weight, as the transformers classes do.
-        return functional.rms_norm(value, (value.shape[-1],), None, self.config.rms_norm_eps) * weight
-
-    def _attend(self, layer: DecoderLayer, hidden: Tensor, cosine: Tensor, sine: Tensor, rows: Tensor,
-                where: tuple[Tensor, Tensor], slot: Tensor, position: Tensor, keys: Tensor,
-                values: Tensor) -> Tensor:
         config = self.config
-        heads, shared = config.num_attention_heads, config.num_key_value_heads
-        normed = self._rms_norm(hidden, layer.attention_norm)
-        fused = layer.query_key_value(normed)
-        fused = fused.view(len(fused), heads + 2 * shared, config.head_dim)
-        turned = fused[:, : heads + shared]
-        if layer.query_norm is not None and layer.key_norm is not None:
-            turned = torch.cat([self._rms_norm(turned[:, :heads], layer.query_norm),
-                                self._rms_norm(turned[:, heads:], layer.key_norm)], dim=1)
-        first, second = turned.chunk(2, dim=-1)
-        turned = turned * cosine + torch.cat([-second, first], dim=-1) * sine
-        keys[where] = turned[rows, heads:]
-        values[where] = fused[rows, heads + shared :]
-        query = turned[:, :heads].contiguous()
-        mixed = slot_attention(query, keys, values, slot, position, config.head_dim ** -0.5)
-        return layer.output(mixed.reshape(len(mixed), -1))
+        epsilon = config.rms_norm_eps
+        hidden = functional.embedding(tokens, self.embedding)
+        normed = rms_norm(hidden, self.layers[0].attention_norm, epsilon)
+        followers = [layer.attention_norm for layer in self.layers[1:]] + [self.norm]
+        for index, (layer, follower) in enumerate(zip(self.layers, followers, strict=True)):
+            fused = self._heads(layer, normed)
+            query = rotate_and_store(
+                fused, self.cosine, self.sine, slot, position, keys[index], values[index]
+            )
+            mixed = slot_attention(query, keys[index], values[index], slot, position, config.head_dim**-0.5)
+            attended = layer.output(mixed.view(len(mixed), -1))
+            hidden, normed = add_rms_norm(hidden, attended, layer.feed_forward_norm, epsilon)
+            fed = layer.down(gated_silu(layer.gate_up(normed)))
+            hidden, normed = add_rms_norm(hidden, fed, follower, epsilon)
+        return normed
+
+    def _heads(self, layer: DecoderLayer, normed: Tensor) -> Tensor:
+        """[F, H + 2 * Hkv, d]: query, key and value heads, normed by head where the family does so."""
+        config = self.config
+        count, size = config.num_attention_heads, config.head_dim
+        turned = count + config.num_key_value_heads
+        fused = layer.query_key_value(normed).view(len(normed), -1, size)
+        if layer.query_norm is None or layer.key_norm is None:
+            return fused
+        parts = [(fused[:, :count], layer.query_norm), (fused[:, count:turned], layer.key_norm)]
+        heads = [
+            rms_norm(part.reshape(-1, size), weight, config.rms_norm_eps).view(part.shape)
+            for part, weight in parts
+        ]
+        return torch.cat([*heads, fused[:, turned:]], dim=1)

@@ -1,7 +1,8 @@
 """What ``tools.bench_loop`` measures, one subject a file.
 
-- ``update``: sample, learn, swap, beside TRL (``trl_child``); ``generate``: decoding, beside transformers
-  and vLLM (``vllm_child``)
+- ``update``: sample, learn, swap, beside TRL (``trl_child``)
+- ``generate``: whole sequences, beside transformers and vLLM (``vllm_child``)
+- ``decode_bound``: one decoding step, beside its own matrix products
 - ``controller``: its step function alone; ``publish``: from new weights to the first token under them
 - ``subject``: the model and prompts that all sides share; ``timing``: interleaved repeats
 - ``child``: a side in a process of its own

@@ -13,10 +13,12 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from engine.errors import ActorError
 
+_ROOT = Path(__file__).parents[2]
 _TAIL = 2000
 
 
@@ -33,10 +35,11 @@ class Child:
         """
         self.name = name
         self._deadline_s = deadline_s
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as the process
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment,
+            cwd=_ROOT,
         )
         self._unread = b""
 
@@ -80,9 +83,10 @@ class Child:
         if self._process.poll() is None:
             self._process.kill()
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._log):
-            if stream is not None and not stream.closed:
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
                 stream.close()
+        self._log.close()
 
 
 class Replies:

@@ -36,7 +36,7 @@ class Job:
     """Folder that the trainer may write to."""
 
 
-def random_rewards(completions: list[Any], **_: Any) -> list[float]:
+def random_rewards(completions: list[Any], **_: Any) -> list[float | None]:
     """Rewards with spread, so that no completion has advantage 0."""
     return [random.gauss(0.0, 1.0) for _ in completions]
 
@@ -68,7 +68,7 @@ def main() -> None:
     from trl import GRPOTrainer
 
     torch.set_num_threads(job.threads)
-    began = 0.0
+    began, seen = 0.0, 0
 
     class Pace(TrainerCallback):
         """One step for each line that arrives."""
@@ -79,10 +79,11 @@ def main() -> None:
             began = time.perf_counter()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            nonlocal began
+            nonlocal began, seen
             seconds = time.perf_counter() - began
-            tokens = trainer.state.num_input_tokens_seen
-            replies.send({"seconds": seconds, "tokens": tokens})
+            tokens = int(trainer.state.num_input_tokens_seen)
+            replies.send({"seconds": seconds, "tokens": tokens - seen})
+            seen = tokens
             replies.wait()
             began = time.perf_counter()
 

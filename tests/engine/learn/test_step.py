@@ -157,6 +157,20 @@ def test_an_update_is_eq_3_of_the_paper(network: Build, groups: list[Group], ste
     torch.testing.assert_close(core.optimiser.master_tensors(), trained, rtol=0, atol=1e-5)
 
 
+def test_token_means_count_the_tokens_of_the_whole_minibatch(network: Build, groups: list[Group]) -> None:
+    core = make_core(network, PositivesConfig(), learning={"row_tokens": 16})
+    seen = watch(core)
+    report = core.update(groups)
+    naive = tiny_network("llama", 0, attention="sdpa")
+    chosen = [naive_logprob(naive, group, j)
+              for group in groups for j, verdict in enumerate(group.verdicts) if verdict.score >= 1.0]
+    loss = -torch.cat(chosen).mean()
+    loss.backward()
+    assert report.metrics["learn/loss"] == pytest.approx(loss.item(), rel=1e-5)
+    expected = {name: parameter.grad for name, parameter in naive.named_parameters()}
+    torch.testing.assert_close(seen[0], expected, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize(("loss", "steps"), [
     (MIRROR, 1), (MIRROR, 3), (GRPO, 1), (GRPO, 2), (DECOUPLED, 2), (PENALISED, 2), (PositivesConfig(), 2),
 ], ids=["mirror-1", "mirror-3", "grpo-1", "grpo-2", "decoupled-2", "penalised-2", "positives-2"])

@@ -12,6 +12,7 @@ from engine.errors import ModelError
 from engine.models.decoder import Decoder
 from engine.models.packed import Block
 from engine.models.policy import hidden_states, published_tensors
+from engine.ops.rms_norm import rms_norm
 from tests.small_models import FAMILIES, VOCABULARY, tiny_config, tiny_decoder, tiny_network
 
 LLAMA3 = {
@@ -106,7 +107,7 @@ def test_bfloat16_rounds_where_transformers_rounds() -> None:
     norm = LlamaRMSNorm(64, decoder.config.rms_norm_eps).bfloat16()
     norm.weight.data.copy_(decoder.norm)
     hidden = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    assert torch.equal(decoder._rms_norm(hidden, decoder.norm), norm(hidden))
+    assert torch.equal(rms_norm(hidden, decoder.norm, decoder.config.rms_norm_eps), norm(hidden))
 
 
 @torch.no_grad()

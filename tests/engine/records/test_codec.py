@@ -37,7 +37,7 @@ PROGRESS = Progress(5, 1, 3, 6, VERSION, FinishReason.stop, 2, 1, 4)
 RECORDS: list[Any] = [
     VERSION, SEGMENT, TRAJECTORY, VERDICT, MANIFEST, *MANIFEST.tensors, *MANIFEST.buckets, REQUEST,
     DELIVERY, PROGRESS, Message("user", "?"),
-    Prompt("p", (Message("system", "s"), Message("user", "e\u0301")), "5", "math", ("t",), 0.25, (b"\xff",)),
+    Prompt("p", (Message("system", "s"), Message("user", "e\u0301")), "5", "math", ("t",), 0.2, (b"\xff",)),
     Group(2, "p", TOKENS, (TRAJECTORY,), (VERDICT,)),
     GeneratorOrder((REQUEST,), MANIFEST, True, 4),
     GeneratorReport("g", (DELIVERY,), VERSION, "d", "no", 10, 2, 1, 1, ((0.5, 1.5),), 30),

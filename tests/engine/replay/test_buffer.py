@@ -218,6 +218,15 @@ def test_a_resume_restores_everything_but_leases() -> None:
         assert one.segments[0].behaviour_logprob.dtype == np.float32
 
 
+def test_a_rollback_ends_the_leases_that_were_out() -> None:
+    replay = buffer()
+    state = transported(replay.state_dict())
+    replay.checkout("g", [0])
+    replay.load_state_dict(state)
+    assert replay.deliver(report("g", Delivery(0, 0, (segment(2),), FinishReason.stop))) == ()
+    assert replay.checkout("h", [0])[0].attempt == 0
+
+
 def test_the_version_is_part_of_the_state() -> None:
     reward = RewardConfig(length=LengthRewardConfig(weight=0.5, warmup_updates=3))
     replay = buffer(reward, groups=2)

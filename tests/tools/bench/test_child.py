@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from engine.errors import ActorError
+from tools.bench.child import Child
+
+PROGRAM = """
+from tools.bench.child import Replies
+replies = Replies()
+print("noise that is no answer")
+for turn in range(2):
+    replies.wait()
+    replies.send({"turn": turn})
+raise SystemExit("had enough")
+"""
+HANGS = "from tools.bench.child import Replies\nreplies = Replies()\nreplies.wait()\nreplies.wait()\n"
+
+
+@contextmanager
+def child(program: str, deadline_s: float) -> Iterator[Child]:
+    made = Child("other", [sys.executable, "-c", program], deadline_s)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def test_one_line_asks_for_one_repeat_and_what_it_prints_is_no_answer() -> None:
+    with child(PROGRAM, 60.0) as other:
+        assert [other.ask()["turn"] for _ in range(2)] == [0, 1]
+        with pytest.raises(ActorError, match="had enough"):
+            other.ask()
+
+
+def test_a_process_that_does_not_answer_is_ended() -> None:
+    with child(HANGS, 2.0) as other, pytest.raises(ActorError, match="no answer in 2 s"):
+        other.ask()
+
+
+def test_a_process_whose_asker_is_gone_ends() -> None:
+    with child(PROGRAM, 60.0) as other:
+        assert other._process.stdin is not None
+        other._process.stdin.close()
+        assert other._process.wait(60.0) == 0
+
+
+def test_closing_twice_is_harmless() -> None:
+    other = Child("other", [sys.executable, "-c", PROGRAM], 60.0)
+    other.close()
+    other.close()
