@@ -77,6 +77,7 @@ endif
 	@echo $(TORCH) > $@
 
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
+	@echo "installing into $(VENV) and building the compiled ops: minutes the first time"
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
 	@$(BIN)/python -c 'from engine.ops import extension; print("compiled ops:", extension.level())'
 	@touch $@

@@ -148,7 +148,9 @@ class Driver:
         """Let the controller look at its leases, and see whether a call is overdue."""
         self._next_tick = now + POLL_S
         self.feed(ev.Ticked(now))
-        late = next((call for call in self._calls if call.deadline < now), None)
+        overdue = [call for call in self._calls if call.deadline < now]
+        # What is there already was only not looked at: replacing an actor takes a while.
+        late = next((call for call in overdue if self.cluster.wait([call.pending], 0.0) is None), None)
         if late is not None:
             limit = self.config.cluster.call_deadline_s
             self.died(ActorError(late.pending.actor, late.pending.method, f"no answer in {limit:.0f} s"))

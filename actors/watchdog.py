@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 TOKEN = "RAY_AUTH_TOKEN_PATH"
-SWEEP_DEADLINE_S = 10.0
+SWEEP_DEADLINE_S = 30.0
 
 
 def token_file(folder: Path) -> Path:
@@ -39,31 +39,32 @@ def processes_of(folder: Path) -> list[int]:
     return found
 
 
-def end(pid: int, deadline_s: float) -> bool:
-    """Kill a process and wait until it is gone; False when it still lives after the deadline."""
-    try:
-        handle = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    try:
-        signal.pidfd_send_signal(handle, signal.SIGKILL)
-        poll = select.poll()
-        poll.register(handle, select.POLLIN)
-        return bool(poll.poll(deadline_s * 1000))
-    except ProcessLookupError:
-        return True
-    finally:
-        os.close(handle)
-
-
 def sweep(folder: Path, deadline_s: float = SWEEP_DEADLINE_S) -> list[int]:
     """Kill what is left of a session and remove its folder; who still lives at the deadline."""
     deadline = time.monotonic() + deadline_s
     while (left := processes_of(folder)) and time.monotonic() < deadline:
-        for pid in left:
-            end(pid, max(deadline - time.monotonic(), 0.0))
+        handles = [handle for pid in left if (handle := _kill(pid)) is not None]
+        for handle in handles:
+            poll = select.poll()
+            poll.register(handle, select.POLLIN)  # readable once the process is gone
+            poll.poll(max(deadline - time.monotonic(), 0.0) * 1000)
+            os.close(handle)
     shutil.rmtree(folder, ignore_errors=True)
     return left
+
+
+def _kill(pid: int) -> int | None:
+    """Send SIGKILL; a handle of the process to wait with, None when it is gone."""
+    try:
+        handle = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return None
+    try:
+        signal.pidfd_send_signal(handle, signal.SIGKILL)
+    except ProcessLookupError:
+        os.close(handle)
+        return None
+    return handle
 
 
 def start_watchdog(folder: Path) -> subprocess.Popen[bytes]:

@@ -12,6 +12,7 @@ import random
 from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from actors.controller import Controller
 from actors.window import feasible
@@ -207,16 +208,16 @@ class World:
             if one.offered is not None and not (one.dead or one.hung):
                 moves.append(one.receive)
             if one.answer is not None and not one.hung:
-                moves.append(lambda one=one: self._deliver(one))
+                moves.append(partial(self._deliver, one))
             elif one.dead or one.hung:
                 continue
             elif not one.joined:
-                joins.append(lambda one=one: self._join(one))
+                joins.append(partial(self._join, one))
             elif one.wanted:
-                moves.append(lambda one=one: one.advance(self.rng.randint(1, 3)))
-        moves += [lambda name=name: self._report_loss(name) for name in self.unreported]
-        moves += [lambda i=i: self._draw(i) for i in range(len(self.draws))]
-        moves += [lambda i=i: self._judge(i) for i in range(len(self.judgements))]
+                moves.append(partial(self._advance, one))
+        moves += [partial(self._report_loss, name) for name in self.unreported]
+        moves += [partial(self._draw, i) for i in range(len(self.draws))]
+        moves += [partial(self._judge, i) for i in range(len(self.judgements))]
         if self.learning is not None:
             moves.append(self._learn)
         if self.writing:
@@ -228,8 +229,8 @@ class World:
 
     def _mishaps(self) -> list[Callable[[], None]]:
         living = [one for one in self.generators.values() if not one.dead]
-        mishaps: list[Callable[[], None]] = [lambda one=one: self._kill(one) for one in living]
-        mishaps += [lambda one=one: setattr(one, "hung", True) for one in living if not one.empty]
+        mishaps: list[Callable[[], None]] = [partial(self._kill, one) for one in living]
+        mishaps += [partial(setattr, one, "hung", True) for one in living if not one.empty]
         mishaps.append(self._tick)
         if self.saved is not None:
             mishaps.append(self._crash)
@@ -254,6 +255,9 @@ class World:
     def _join(self, one: FakeGenerator) -> None:
         one.joined = True
         self.feed(ev.GeneratorJoined(one.name, one.version))
+
+    def _advance(self, one: FakeGenerator) -> None:
+        one.advance(self.rng.randint(1, 3))
 
     def _deliver(self, one: FakeGenerator) -> None:
         """An answer arrives, perhaps after its sender was given up: then nothing of it is kept."""
@@ -470,4 +474,5 @@ class World:
             assert believed <= min(sampled, default=believed), "a group is older than the controller knows"
         if schedule.on_straggler is Straggler.wait:
             following = books.version.updates + (self.learning is not None)
-            assert feasible(ages, following, schedule.max_staleness, schedule.batch_groups)
+            bound, batch = schedule.max_staleness, schedule.batch_groups
+            assert feasible(ages, following, bound, batch), "more groups than updates left for them"

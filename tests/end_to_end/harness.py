@@ -40,11 +40,12 @@ def train(folder: Path, *overrides: str) -> dict[str, Any]:
     return run(config, text)
 
 
-def wait_until(true: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S) -> Any:
+def wait_until(true: Callable[[], Any], what: str, deadline_s: float = DEADLINE_S,
+               why: Callable[[], Any] = str) -> Any:
     """The first truthy answer; only for what another process does and nobody can tell us of."""
     deadline = time.monotonic() + deadline_s
     while not (found := true()):
-        assert time.monotonic() < deadline, f"not within {deadline_s:.0f} s: {what}"
+        assert time.monotonic() < deadline, f"not within {deadline_s:.0f} s: {what} {why()}"
         time.sleep(0.02)
     return found
 
@@ -117,7 +118,7 @@ class Life:
 
     def nothing_left(self, deadline_s: float = 20.0) -> None:
         """Wait until no process, no shared memory and no folder of this life is left."""
-        wait_until(lambda: not self.processes(), f"gone are {self.processes()}", deadline_s)
+        wait_until(lambda: not self.processes(), "every process is gone", deadline_s, self.processes)
         name = xxhash.xxh3_64_hexdigest(str(self.folder).encode())[:8]
         for root in ("/tmp", "/dev/shm"):
             wait_until(lambda root=root: not list(Path(root).glob(f"perilune-{name}-*")), root, deadline_s)
