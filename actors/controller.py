@@ -73,10 +73,6 @@ class Controller:
             ev.CheckpointWritten: self._written, ev.Ticked: self._ticked, ev.StopRequested: self._stop,
         }
 
-    def leases_expired(self, now: float) -> bool:
-        """Whether a tick at this time starts or ends a lease; any other changes nothing."""
-        return self.seats.heeds(now)
-
     def step(self, event: ev.Event) -> list[ev.Command]:
         """Take in one event; return the commands that follow from it, in order."""
         self._commands = []

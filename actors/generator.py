@@ -50,6 +50,7 @@ class Generator:
             stop_ids=tokenizer.stop_ids, repetition=rollout.repetition, seed=config.seed,
         )
         self._receiver = open_receiver(config.weights, run_id)
+        reach(f"{self._role}.start")
 
     def advance(self, order: GeneratorOrder) -> GeneratorReport:
         """Take weights, cut, admit, decode, in this order; hand over what left its slot."""

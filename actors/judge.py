@@ -26,6 +26,7 @@ class Judge:
         """
         self._tokenizer = PolicyTokenizer.from_folder(Path(folder))
         self._rewarder = Rewarder(config.reward, config.rollout.repetition.penalty)
+        reach("judge.start")
 
     def judge(self, items: Sequence[tuple[Prompt, Trajectory]]) -> dict[int, Verdict]:
         """Verdicts by trajectory id; a judge that failed says so in its outcome."""

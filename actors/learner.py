@@ -52,6 +52,7 @@ class Learner:
         self._tokenizer = PolicyTokenizer.from_folder(Path(folder))
         self._dumps = Path(dumps) if dumps else None
         self._sender = open_sender(config.weights, run_id, DTYPES[config.generator.precision])
+        reach("learner.start")
 
     def publish(self) -> Manifest:
         """Write the current weights into the channel, once more where a generator refused them."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.cluster import Cluster, Pending, SerialCluster
-from actors.watchdog import TOKEN, start_watchdog, sweep, token_file
+from actors.watchdog import start_watchdog, sweep
 from engine.config.cluster import ClusterConfig, ClusterKind
 from engine.errors import ActorError, ClusterError
 
@@ -24,8 +24,6 @@ MIB = 2**20
 CLOSE_DEADLINE_S = 3.0
 CONNECT_DEADLINE_S = 5.0
 WATCHDOG_DEADLINE_S = 45.0
-ACTOR = "PERILUNE_ACTOR"
-"""Names the actor in the environment of its process, for whoever looks at a list of processes."""
 
 
 @functools.cache
@@ -109,11 +107,11 @@ class RayCluster:
             )
         # Unix sockets allow about 107 characters of path, so this cannot live inside the run folder.
         self._folder = Path(tempfile.mkdtemp(prefix=f"perilune-{run_id[:8]}-", dir="/tmp"))
-        token = token_file(self._folder)
+        token = self._folder / "token"
         token.touch(mode=0o600)
         token.write_text(_token())
         os.environ.update({
-            "RAY_AUTH_MODE": "token", TOKEN: str(token), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0",
+            "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": str(token), "RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0",
             # The one switch that moves every port to loopback.
             "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
             "RAY_gcs_rpc_server_reconnect_timeout_s": "5", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -139,7 +137,6 @@ class RayCluster:
             )
         environment = {
             "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false",
-            ACTOR: name,
         }
         remote = self._ray.remote(num_cpus=cpus, max_restarts=0)(factory)
         self._handles[name] = remote.options(

@@ -14,6 +14,7 @@ class Replay(ReplayBuffer):
     def __init__(self, config: RunConfig) -> None:
         """An empty buffer for a run."""
         super().__init__(config.rollout, config.reward, config.schedule.cut_tokens)
+        reach("replay.start")
 
     def deliver(self, report: GeneratorReport) -> tuple[Progress, ...]:
         """Take in what a generator made."""

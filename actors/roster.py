@@ -118,11 +118,6 @@ class Seats:
         """Who holds trajectories, by name."""
         return sorted(name for name, seat in self.by_name.items() if seat.open_trajectories)
 
-    def heeds(self, now: float) -> bool:
-        """Whether this time starts or ends a lease."""
-        leases = (seat.lease_until for seat in self.by_name.values() if seat.open_trajectories)
-        return any(lease is None or lease < now for lease in leases)
-
     def tick(self, now: float, lease_s: float) -> list[str]:
         """Start the leases of all who spoke since the last tick; who let a lease expire, by name.
 

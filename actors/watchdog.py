@@ -2,7 +2,8 @@
 
 Ray's own helpers outlive a killed driver by a minute, and nobody would remove its folder. This process holds
 the reading end of a pipe whose other end only the driver has; the kernel closes that one when the driver
-dies. Every process of the session carries the path of its token in its environment, and is known by it.
+dies. A process of the session is known by the files of its folder that it has open for writing: its log, at
+least. (Not by its environment: Ray writes names of processes over it.)
 """
 
 from __future__ import annotations
@@ -16,27 +17,29 @@ import sys
 import time
 from pathlib import Path
 
-TOKEN = "RAY_AUTH_TOKEN_PATH"
 SWEEP_DEADLINE_S = 30.0
 
 
-def token_file(folder: Path) -> Path:
-    """Where the token of the session in this folder lies."""
-    return folder / "token"
-
-
 def processes_of(folder: Path) -> list[int]:
-    """Living processes that were started by the session in this folder, this one left out."""
-    mark = f"{TOKEN}={token_file(folder)}".encode()
-    found = []
-    for entry in Path("/proc").glob("[0-9]*"):
+    """Living processes of the session in this folder, this one left out."""
+    others = (entry for entry in Path("/proc").glob("[0-9]*") if int(entry.name) != os.getpid())
+    return [int(entry.name) for entry in others if _writes_into(entry, f"{folder}/")]
+
+
+def _writes_into(process: Path, prefix: str) -> bool:
+    try:
+        numbers = os.listdir(process / "fd")
+    except OSError:  # it is gone, or another user's
+        return False
+    for number in numbers:
         try:
-            environment = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
+            if str((process / "fd" / number).readlink()).startswith(prefix):
+                fields = (process / "fdinfo" / number).read_text().split()
+                if int(fields[fields.index("flags:") + 1], 8) & os.O_ACCMODE != os.O_RDONLY:
+                    return True
+        except OSError:  # it closed that file meanwhile
             continue
-        if mark in environment and int(entry.name) != os.getpid():
-            found.append(int(entry.name))
-    return found
+    return False
 
 
 def sweep(folder: Path, deadline_s: float = SWEEP_DEADLINE_S) -> list[int]:
@@ -69,9 +72,8 @@ def _kill(pid: int) -> int | None:
 
 def start_watchdog(folder: Path) -> subprocess.Popen[bytes]:
     """Watch over a session from a process of its own; close its standard input to end it."""
-    environment = {name: value for name, value in os.environ.items() if name != TOKEN}
     return subprocess.Popen(
-        [sys.executable, "-P", __file__, str(folder)], stdin=subprocess.PIPE, env=environment,
+        [sys.executable, "-P", __file__, str(folder)], stdin=subprocess.PIPE,
         # Ctrl-C reaches the whole group of the driver, and must not reach who cleans up after it.
         start_new_session=True,
     )

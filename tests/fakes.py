@@ -238,7 +238,7 @@ class World:
             mishaps.append(self._stop)
         return mishaps
 
-    def feed(self, event: ev.Event) -> None:
+    def feed(self, event: ev.Event) -> list[ev.Command]:
         """One event into the controller; every command is checked and carried out."""
         self.events += 1
         assert self.events < MAX_EVENTS, "the run does not come to its end"
@@ -249,6 +249,7 @@ class World:
         for command in answer:
             getattr(self, "_on_" + type(command).__name__.lower())(command)
         self._check_books()
+        return answer
 
     # ---- what may happen -----------------------------------------------------------------------
 
@@ -318,10 +319,8 @@ class World:
 
     def _tick(self) -> None:
         self.now += self.rng.uniform(0.2, 1.5) * LEASE_S
-        if self.controller.leases_expired(self.now):
-            self.feed(ev.Ticked(self.now))
-        else:
-            assert self.controller.step(ev.Ticked(self.now)) == [], "an idle tick is not recorded"
+        answer = self.feed(ev.Ticked(self.now))
+        assert not answer or isinstance(answer[0], ev.Restart), "whatever could be done was done before"
 
     def _kill(self, one: FakeGenerator) -> None:
         """It samples no more, but what it said last may be still on the way."""

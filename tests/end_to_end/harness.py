@@ -16,13 +16,13 @@ from typing import Any
 import xxhash
 
 from actors.launch import compose
-from actors.ray_cluster import ACTOR
 from actors.run import run
+from actors.watchdog import processes_of
 from engine.faults import FAULT, FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 300.0
-MARK = "PERILUNE_TEST"
+ROLES = ("generator", "evaluator", "learner", "judge", "replay")
 # A length reward gives nearly every group a spread, and the rate is high: what is learned shows in what
 # is sampled next.
 LEARNS = (
@@ -55,13 +55,15 @@ class Life:
 
     def __init__(self, folder: Path, *overrides: str, fault: str = "") -> None:
         self.folder = folder
-        self.mark = uuid.uuid4().hex
+        name = xxhash.xxh3_64_hexdigest(str(folder).encode())[:8]
+        self._private = f"perilune-{name}-"
         self.faults = folder.with_name(f"{folder.name}-faults")
         self.faults.mkdir(exist_ok=True)
-        self._log = folder.with_name(f"{folder.name}-{self.mark[:4]}.log")
-        environment = {**os.environ, MARK: self.mark, FOLDER: str(self.faults)}
-        if fault:
-            environment[FAULT] = fault
+        self._log = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:4]}.log")
+        environment = {**os.environ, FOLDER: str(self.faults)}
+        # A fault that only continues who runs already tells which process an actor is.
+        starts = [f"{role}.start:1:CONT" for role in ROLES]
+        environment[FAULT] = ",".join([*starts, *([fault] if fault else [])])
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tools.train", *LEARNS, f"run.dir={folder}", *overrides],
@@ -72,25 +74,19 @@ class Life:
         """What it printed so far."""
         return self._log.read_text(errors="replace")
 
-    def processes(self) -> dict[int, dict[str, str]]:
-        """Process id -> environment of everything alive that this life started, itself included."""
-        found = {}
+    def processes(self) -> dict[int, str]:
+        """Process id -> command of everything alive that this life started, itself included."""
+        found = [pid for folder in Path("/tmp").glob(f"{self._private}*") for pid in processes_of(folder)]
         for entry in Path("/proc").glob("[0-9]*"):
-            try:
-                pairs = (entry / "environ").read_bytes().decode(errors="replace").split("\0")
-            except OSError:
-                continue
-            if f"{MARK}={self.mark}" in pairs:
-                found[int(entry.name)] = dict(pair.partition("=")[::2] for pair in pairs)
-        return found
+            if self._private in _command(int(entry.name)):
+                found.append(int(entry.name))
+        if self.process.poll() is None:
+            found += [self.process.pid, *_children(self.process.pid)]
+        return {pid: _command(pid) for pid in found}
 
     def actor(self, role: str) -> int:
-        """Process id of a living actor; the driver is ``driver``."""
-        if role == "driver":
-            return self.process.pid
-        found = [pid for pid, env in self.processes().items() if env.get(ACTOR, "").startswith(role)]
-        assert len(found) == 1, (role, found)
-        return found[0]
+        """Process id of the first actor of a role; the driver is ``driver``."""
+        return self.process.pid if role == "driver" else self.reached(f"{role}.start")
 
     def reached(self, point: str) -> int:
         """Wait until a fault fired; the process it hit."""
@@ -118,10 +114,13 @@ class Life:
 
     def nothing_left(self, deadline_s: float = 20.0) -> None:
         """Wait until no process, no shared memory and no folder of this life is left."""
+        self.no_process_left(deadline_s)
+        assert not list(Path("/dev/shm").glob(f"{self._private}*"))
+
+    def no_process_left(self, deadline_s: float = 20.0) -> None:
+        """The same, but the memory of a run whose driver was killed waits for the next run to free it."""
         wait_until(lambda: not self.processes(), "every process is gone", deadline_s, self.processes)
-        name = xxhash.xxh3_64_hexdigest(str(self.folder).encode())[:8]
-        for root in ("/tmp", "/dev/shm"):
-            wait_until(lambda root=root: not list(Path(root).glob(f"perilune-{name}-*")), root, deadline_s)
+        wait_until(lambda: not list(Path("/tmp").glob(f"{self._private}*")), "no folder", deadline_s)
 
     def close(self) -> None:
         """End whatever a failed test left."""
@@ -129,6 +128,20 @@ class Life:
             with_signal(pid, signal.SIGKILL)
         self.process.wait(10)
         shutil.rmtree(self.faults, ignore_errors=True)
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+    except OSError:
+        return ""
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def with_signal(pid: int, number: signal.Signals) -> None:

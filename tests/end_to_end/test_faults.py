@@ -38,7 +38,7 @@ def hurt(life: Life, victim: str, point: str) -> None:
 def outcome(life: Life, *overrides: str) -> dict[str, Any]:
     """Wait for the end, in another life where the driver was killed; the summary."""
     if life.ended() == -signal.SIGKILL:
-        life.nothing_left()
+        life.no_process_left()
         return train(life.folder, "run.exists=resume", *overrides)
     assert life.process.returncode == 0, life.says()
     return json.loads((life.folder / "summary.json").read_text())
@@ -78,7 +78,7 @@ def test_a_synchronous_run_survives_three_deaths_without_losing_a_bit(live, undi
     life = live(*RAY, *CHECKPOINTED, fault=",".join(faults))
     summary = outcome(life)
     agrees(life, summary, bound=0, updates=3)
-    assert {mark.name for mark in life.faults.iterdir()} == {fault.partition(":")[0] for fault in faults}
+    assert all((life.faults / fault.partition(":")[0]).exists() for fault in faults)
     assert summary["restarts"] == 3
     assert summary["weights_digest"] == undisturbed["weights_digest"]
 

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from engine.config.cluster import ClusterConfig, ClusterKind, WeightsConfig
+from engine.config.learning import Baseline, MirrorDescentConfig, ModelConfig, ModelSource, ScratchConfig
+from engine.config.prompts import PromptsConfig
+from engine.config.rollout import RolloutConfig
+from engine.config.run import RunConfig
+from engine.errors import ConfigError, ModelError
+from engine.models.policy import published_tensors, save_policy, scratch_network
+from engine.preflight import check, needs, num_parameters
+
+
+def config(**changes: object) -> RunConfig:
+    groups: dict[str, object] = {
+        "prompts": PromptsConfig(num_train=8, num_heldout=4),
+        "rollout": RolloutConfig(max_prompt_tokens=128, max_response_tokens=32),
+        "model": ModelConfig(source=ModelSource.scratch, scratch=ScratchConfig(layers=1, width=16, heads=1)),
+    }
+    return RunConfig(**{**groups, **changes})  # type: ignore[arg-type]
+
+
+def test_what_it_found_is_handed_on() -> None:
+    checked = check(config())
+    assert (len(checked.prompts.train), len(checked.prompts.heldout)) == (8, 4)
+    assert checked.folder is None
+    assert checked.tokenizer.render(checked.prompts.train[0]).size > 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "key"),
+    [
+        ({"rollout": RolloutConfig(max_prompt_tokens=8, max_response_tokens=8)}, "rollout.max_prompt_tokens"),
+        ({"rollout": RolloutConfig(max_prompt_tokens=250, max_response_tokens=256)}, "rollout.max_response_tokens"),
+        ({"rollout": RolloutConfig(max_prompt_tokens=250, max_response_tokens=230)}, "rollout.max_response_tokens"),
+        ({"weights": WeightsConfig(folder="/nowhere")}, "weights.folder"),
+        ({"loss": MirrorDescentConfig(tau=0.0, baseline=Baseline.log_mean_exp)}, "loss"),
+    ],
+)
+def test_what_cannot_work_is_refused_with_its_key(changes: dict[str, object], key: str) -> None:
+    with pytest.raises(ConfigError) as raised:
+        check(config(**changes))
+    assert raised.value.key.startswith(key)
+
+
+def test_a_missing_model_folder_is_named(tmp_path: Path) -> None:
+    model = ModelConfig(source=ModelSource.folder, path=str(tmp_path / "none"))
+    with pytest.raises(ModelError, match=r"none.*config\.json"):
+        check(config(model=model))
+
+
+def test_parameters_are_counted_from_the_configuration(tmp_path: Path) -> None:
+    network, tokenizer = scratch_network(ScratchConfig(layers=2, width=32, heads=2, intermediate=48), seed=0)
+    save_policy(network, published_tensors(network), tokenizer, tmp_path)
+    architecture = json.loads((tmp_path / "config.json").read_text())
+    norms = 32 * 5
+    assert num_parameters(architecture) == sum(p.numel() for p in network.parameters()) - norms
+    assert num_parameters({}) == 0
+
+
+def test_a_dry_run_knows_bytes_and_processes() -> None:
+    chosen = config()
+    told = needs(chosen, {})
+    assert told["processes"] == ["all in this one"]
+    over_ray = replace(chosen, cluster=ClusterConfig(kind=ClusterKind.ray))
+    assert "generator-0" in needs(over_ray, {})["processes"]
