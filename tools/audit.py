@@ -49,9 +49,10 @@ class Books:
         elif kind == "drop":
             self.dropped.update([rest[1]] * len(self._leave(rest[0], entry)))
         elif kind == "consume":
-            self._consume(*rest, entry)
+            self._consume(entry)
 
-    def _consume(self, ids: list[int], carried: int, masked: dict[str, int], entry: list[Any]) -> None:
+    def _consume(self, entry: list[Any]) -> None:
+        _, ids, carried, masked = entry
         delivered = sum(self._leave(ids, entry))
         if delivered != carried + sum(masked.values()):
             raise LedgerError(f"{entry} accounts for other tokens than the {delivered} delivered")

@@ -17,11 +17,11 @@ import xxhash
 
 from actors.launch import compose
 from actors.run import run
-from actors.watchdog import processes_of
 from engine.faults import FAULT, FOLDER
 
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 300.0
+MARK = "PERILUNE_TEST"
 ROLES = ("generator", "evaluator", "learner", "judge", "replay")
 # A length reward gives nearly every group a spread, and the rate is high: what is learned shows in what
 # is sampled next.
@@ -55,12 +55,13 @@ class Life:
 
     def __init__(self, folder: Path, *overrides: str, fault: str = "") -> None:
         self.folder = folder
+        self.mark = uuid.uuid4().hex
         name = xxhash.xxh3_64_hexdigest(str(folder).encode())[:8]
         self._private = f"perilune-{name}-"
         self.faults = folder.with_name(f"{folder.name}-faults")
         self.faults.mkdir(exist_ok=True)
-        self._log = folder.with_name(f"{folder.name}-{uuid.uuid4().hex[:4]}.log")
-        environment = {**os.environ, FOLDER: str(self.faults)}
+        self._log = folder.with_name(f"{folder.name}-{self.mark[:4]}.log")
+        environment = {**os.environ, MARK: self.mark, FOLDER: str(self.faults)}
         # A fault that only continues who runs already tells which process an actor is.
         starts = [f"{role}.start:1:CONT" for role in ROLES]
         environment[FAULT] = ",".join([*starts, *([fault] if fault else [])])
@@ -76,13 +77,17 @@ class Life:
 
     def processes(self) -> dict[int, str]:
         """Process id -> command of everything alive that this life started, itself included."""
-        found = [pid for folder in Path("/tmp").glob(f"{self._private}*") for pid in processes_of(folder)]
-        for entry in Path("/proc").glob("[0-9]*"):
-            if self._private in _command(int(entry.name)):
-                found.append(int(entry.name))
-        if self.process.poll() is None:
-            found += [self.process.pid, *_children(self.process.pid)]
-        return {pid: _command(pid) for pid in found}
+        entries = [entry for entry in Path("/proc").glob("[0-9]*") if self._owns(entry)]
+        return {int(entry.name): _read(entry / "cmdline").replace("\0", " ").strip() for entry in entries}
+
+    def _owns(self, process: Path) -> bool:
+        """By the mark in its environment; Ray writes over that of its own, but they keep logs in its folder."""
+        if f"{MARK}={self.mark}" in _read(process / "environ"):
+            return True
+        try:
+            return any(self._private in str(file.readlink()) for file in (process / "fd").iterdir())
+        except OSError:  # it ended, or closed a file, while we looked
+            return False
 
     def actor(self, role: str) -> int:
         """Process id of the first actor of a role; the driver is ``driver``."""
@@ -130,18 +135,11 @@ class Life:
         shutil.rmtree(self.faults, ignore_errors=True)
 
 
-def _command(pid: int) -> str:
+def _read(file: Path) -> str:
     try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        return file.read_bytes().decode(errors="replace")
     except OSError:
         return ""
-
-
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
 
 
 def with_signal(pid: int, number: signal.Signals) -> None:

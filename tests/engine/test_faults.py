@@ -1,46 +1,70 @@
-from __future__ import annotations
+"""Faults fire where and when they are told to, and once."""
 
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 from engine import faults
 from engine.errors import ConfigError
 
-
-def reach_in_child(plan: str, folder: Path, times: int) -> int:
-    code = f"from engine.faults import reach\nfor _ in range({times}): reach('judge.judge')\nprint('passed')"
-    child = subprocess.run(
-        [sys.executable, "-c", code], env={"PERILUNE_FAULT": plan, "PERILUNE_FAULT_DIR": str(folder)},
-        cwd=Path(__file__).parents[2], capture_output=True, timeout=60, check=False,
-    )
-    return child.returncode
+CODE = "from engine.faults import reach\nfor _ in range(5): reach('here'); print('passed', flush=True)"
 
 
-def test_a_fault_fires_at_the_nth_time_and_never_again(tmp_path: Path) -> None:
-    plan = "judge.judge:2:KILL"
-    assert reach_in_child(plan, tmp_path, times=1) == 0
-    assert reach_in_child(plan, tmp_path, times=2) == -signal.SIGKILL
-    assert reach_in_child(plan, tmp_path, times=5) == 0, "its mark remains"
-
-
-def test_without_a_plan_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(faults.FAULT, raising=False)
-    faults.reach("anything")
-
-
-@pytest.mark.parametrize("text", ["judge", "judge:x:KILL", "judge:1:NOSUCH"])
-def test_a_plan_that_cannot_be_read_says_how_to_write_it(text: str) -> None:
-    with pytest.raises(ConfigError, match="point:nth:signal"):
-        faults.parse(text)
-
-
-def test_a_plan_without_a_folder_for_its_marks_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(faults.FAULT, "here:1:TERM")
-    monkeypatch.delenv(faults.FOLDER, raising=False)
+@pytest.fixture
+def planned(monkeypatch, tmp_path):
     monkeypatch.setattr(faults, "_reached", faults.Counter())
-    with pytest.raises(ConfigError, match="folder"):
+    monkeypatch.setenv(faults.FOLDER, str(tmp_path))
+    sent = []
+    monkeypatch.setattr(faults.os, "kill", lambda pid, number: sent.append(number))
+    return lambda text: monkeypatch.setenv(faults.FAULT, text) or sent
+
+
+def test_without_a_plan_nothing_happens(monkeypatch):
+    monkeypatch.delenv(faults.FAULT, raising=False)
+    faults.reach("here")
+
+
+def test_the_nth_time_counts_for_each_point_alone(planned):
+    sent = planned("here:2:TERM,there:1:INT")
+    faults.reach("here")
+    assert sent == []
+    faults.reach("there")
+    faults.reach("here")
+    faults.reach("here")
+    assert sent == [signal.SIGINT, signal.SIGTERM]
+
+
+def test_a_fault_of_an_earlier_life_does_not_fire_again(planned, tmp_path):
+    sent = planned("here:1:KILL")
+    (tmp_path / "here").write_text("1")
+    faults.reach("here")
+    assert sent == []
+
+
+def test_the_process_really_dies_and_its_successor_does_not(tmp_path):
+    environment = {faults.FAULT: "here:3:KILL", faults.FOLDER: str(tmp_path)}
+    first, second = (
+        subprocess.run([sys.executable, "-c", CODE], env=environment, capture_output=True, text=True,
+                       timeout=60, check=False)
+        for _ in range(2)
+    )
+    assert first.returncode == -signal.SIGKILL
+    assert first.stdout == "passed\n" * 2
+    assert second.stdout == "passed\n" * 5
+    assert int((tmp_path / "here").read_text()) > 0
+
+
+@pytest.mark.parametrize("text", ["here", "here:one:KILL", "here:1:NOTHING", "here:1:KILL,"])
+def test_a_plan_that_cannot_be_read_is_refused(planned, text):
+    planned(text)
+    with pytest.raises(ConfigError, match="point:nth:signal"):
+        faults.reach("elsewhere")
+
+
+def test_a_plan_needs_a_folder_for_its_marks(planned, monkeypatch):
+    planned("here:1:KILL")
+    monkeypatch.delenv(faults.FOLDER)
+    with pytest.raises(ConfigError, match="PERILUNE_FAULT_DIR"):
         faults.reach("here")

@@ -1,0 +1,80 @@
+"""The generator's shell: weights, cut, admission, decoding, in this order."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from actors.generator import Generator
+from actors.learner import Learner
+from engine.records.work import GeneratorOrder, Request
+
+PROMPT = np.arange(10, 18, dtype=np.int32)
+
+
+@pytest.fixture(scope="module")
+def learner(config, policy):
+    learner = Learner(config, policy, "generator-test")
+    yield learner
+    learner.close()
+
+
+@pytest.fixture
+def generator(config, policy):
+    generator = Generator(config, "generator-0#1", policy, "generator-test", slots=2, threads=1)
+    yield generator
+    generator.close()
+
+
+def request(trajectory_id, tokens=6):
+    return Request(trajectory_id, 0, PROMPT, np.zeros(0, np.int32), max_response_tokens=tokens)
+
+
+def test_it_samples_under_the_weights_it_was_sent(generator, learner):
+    manifest = learner.publish()
+    report = generator.advance(GeneratorOrder((request(0), request(1)), manifest, max_steps=50))
+    assert report.generator == "generator-0#1"
+    assert (report.version, report.digest, report.refused) == (manifest.version, manifest.digest, "")
+    assert sorted(delivery.trajectory_id for delivery in report.deliveries) == [0, 1]
+    delivered = sum(s.num_sampled for d in report.deliveries for s in d.segments)
+    assert report.generated_tokens == delivered > 0
+    assert (report.open_requests, report.tokens_in_slots) == (0, 0)
+    assert report.busy[0][0] <= report.busy[0][1]
+
+
+def test_it_decodes_at_most_so_many_steps_and_cuts_when_told_to(generator, learner):
+    order = GeneratorOrder((request(0, 30), request(1, 30), request(2, 30)), learner.publish(), max_steps=2)
+    report = generator.advance(order)
+    assert report.deliveries == ()
+    assert report.open_requests == 3
+    decoded = report.generated_tokens
+    assert 0 < report.tokens_in_slots == decoded <= 4
+    report = generator.advance(GeneratorOrder(cut_all=True, max_steps=0))
+    assert [delivery.finish_reason for delivery in report.deliveries] == [None] * 3
+    assert sum(s.num_sampled for d in report.deliveries for s in d.segments) == decoded
+    assert report.open_requests == 0
+
+
+def test_it_refuses_damaged_weights_and_serves_the_old_ones(generator, learner):
+    first = learner.publish()
+    generator.advance(GeneratorOrder(weights=first, max_steps=0))
+    learner.core.version = learner.core.version.next()
+    second = learner.publish()
+    with Path(second.location).open("r+b") as file:
+        byte = file.read(1)[0]
+        file.seek(0)
+        file.write(bytes([byte ^ 1]))
+    report = generator.advance(GeneratorOrder((request(0),), second, max_steps=50))
+    assert "digest" in report.refused
+    assert report.version == first.version
+    assert {s.version for d in report.deliveries for s in d.segments} == {first.version}
+    # Written once more, the same version is taken.
+    again = learner.publish()
+    assert generator.advance(GeneratorOrder(weights=again, max_steps=0)).version == second.version
+    assert again.digest == second.digest
+
+
+def test_nothing_of_it_survives(generator):
+    assert generator.state_dict() == {}
+    generator.load_state_dict({})
+    assert generator.metrics().get("sampled_tokens", 0) == 0

@@ -1,0 +1,100 @@
+"""Groups go to the learner, versions come back, and the books close."""
+
+from types import SimpleNamespace
+from unittest.mock import call
+
+import pytest
+
+from actors.training import RECORDED, Training
+from engine.config.run import Only
+from engine.records import event as ev
+from engine.records.manifest import Manifest
+from engine.records.trajectory import DropReason
+from engine.records.update import UpdateReport
+from engine.records.version import PolicyVersion
+from engine.replay.ledger import Ledger
+from tests.actors.fake_driver import changed, fake_driver
+
+MANIFEST = Manifest(PolicyVersion(0, 1), (), (), "", "", "digest")
+
+
+@pytest.fixture
+def driver(config):
+    return fake_driver(config)
+
+
+@pytest.fixture
+def training(driver):
+    """Group 0 of two finished trajectories, five tokens each, one of them correct."""
+    driver.ledger = Ledger(None)
+    for key in (0, 1):
+        driver.ledger.issue(key, 0, "p")
+        driver.ledger.deliver(key, 5, finished=True)
+    driver.ledger.report("g#1", 10, 0)
+    driver.controller.roster.groups = {0: SimpleNamespace(prompt_id="p")}
+    driver.judging.forget.return_value = [True, False]
+    made = Training(driver)
+    made.members[0] = (0, 1)
+    return made
+
+
+def report(committed):
+    return UpdateReport(PolicyVersion(0, int(committed)), committed, 8 * committed, {"stale": 2} if committed else {})
+
+
+def test_groups_pass_from_replay_to_the_learner_without_the_driver(driver, training):
+    training.train(ev.Train((0,)))
+    driver.draw.observe.assert_called_once_with("p", 0.5, 2)
+    driver.cluster.call.assert_called_once_with("replay", "take", (0,), driver.controller.version.updates)
+    (asked,) = driver.asked
+    assert (asked.actor, asked.method) == ("learner", "update")
+    assert asked.arguments == (driver.cluster.call.return_value,)
+    asked.answer((report(True), MANIFEST))
+    assert training.manifest is MANIFEST
+    assert training.members == {}
+    counts = driver.ledger.counts()
+    assert counts["trajectories"]["trained"] == 2
+    assert (counts["tokens"]["carried_loss"], counts["tokens"]["masked"]) == (8, {"stale": 2})
+    driver.feed.assert_called_once_with(ev.Updated(PolicyVersion(0, 1), True))
+    driver.evaluator.consider.assert_called_once_with(PolicyVersion(0, 1), MANIFEST)
+    training.published(ev.Publish(MANIFEST.version))
+    driver.generation.publish.assert_called_once_with(MANIFEST)
+
+
+def test_an_update_that_is_not_finite_drops_its_groups(driver, training):
+    training.train(ev.Train((0,)))
+    driver.asked[0].answer((report(False), None))
+    assert training.manifest is None
+    assert driver.ledger.counts()["trajectories"]["dropped"] == {DropReason.non_finite.value: 2}
+    driver.feed.assert_called_once_with(ev.Updated(PolicyVersion(0, 0), False))
+    driver.evaluator.consider.assert_not_called()
+
+
+def test_a_dropped_group_leaves_everywhere_and_a_poisonous_prompt_is_not_drawn_again(driver, training):
+    training.drop(ev.DropGroup(0, "p", DropReason.poison_prompt, quarantine=True))
+    assert driver.replay.call_args == call("forget", 0)
+    driver.judging.forget.assert_called_once_with((0, 1))
+    assert driver.ledger.counts()["trajectories"]["dropped"] == {"poison_prompt": 2}
+    driver.draw.quarantine.assert_called_once_with("p")
+
+
+def test_sampling_alone_records_batches_and_makes_no_version(driver, training):
+    driver.config = changed(driver.config, {"train.only": Only.rollout, "learning.updates": 1})
+    training = Training(driver)
+    training.members[0] = (0, 1)
+    training.train(ev.Train((0,)))
+    assert driver.asked[0].method == "record"
+    assert driver.asked[0].arguments == (0, driver.cluster.call.return_value)
+    assert not training.recorded_all
+    driver.asked[0].answer(10)
+    assert training.recorded_all
+    assert driver.ledger.counts()["tokens"]["masked"] == {RECORDED: 10}
+    driver.feed.assert_not_called()
+
+
+def test_weights_are_written_again_before_a_successor_asks_for_them(driver, training):
+    training.manifest, done = MANIFEST, []
+    training.publish_again(lambda: done.append(training.manifest.digest))
+    assert done == []
+    driver.asked[0].answer(Manifest(MANIFEST.version, (), (), "", "", "rewritten"))
+    assert done == ["rewritten"]
