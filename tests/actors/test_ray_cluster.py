@@ -1,15 +1,17 @@
-"""What a cluster of processes refuses, and whose fault an error is; Ray itself is not started here."""
+"""What a cluster of processes refuses, and whose fault an error is; Ray itself starts in one test."""
 
+import os
 import signal
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from actors.cluster import Pending, SerialCluster
+from actors.cluster import Pending, SerialCluster, ask
 from actors.ray_cluster import RayCluster, _own_signals, open_cluster
 from engine.config.cluster import ClusterConfig, ClusterKind
-from engine.errors import ActorError, ClusterError, StalenessError
+from engine.errors import ActorError, CheckpointError, ClusterError, StalenessError
 
 
 class RayError(Exception):
@@ -102,3 +104,74 @@ def test_signal_handlers_survive_a_start_that_takes_them():
     with _own_signals():
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
     assert signal.getsignal(signal.SIGTERM) is before
+
+
+RUN_ID = "0a1b2c3d-4e5f6071"
+
+
+def test_a_slow_start_is_tried_again_and_leaves_nothing(monkeypatch):
+    import ray
+
+    folders = []
+
+    def init(**options):
+        folders.append(Path(options["_temp_dir"]).parent)
+        assert (folders[-1] / "token").stat().st_mode & 0o777 == 0o600
+        if len(folders) == 1:
+            raise Exception("The current node timed out during startup.")
+        raise ValueError("something else")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(ClusterError, match="something else"):
+        RayCluster(ClusterConfig(kind=ClusterKind.ray, object_store_mib=80), RUN_ID)
+    assert len(set(folders)) == 2
+    assert not any(folder.exists() for folder in folders)
+
+
+class Worker:
+    """An actor of many moods."""
+
+    def add(self, amount: int) -> int:
+        return amount + 1
+
+    def whoami(self) -> tuple[int, str]:
+        return os.getpid(), os.environ["OMP_NUM_THREADS"]
+
+    def refuse(self) -> None:
+        raise CheckpointError("no room")
+
+    def die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def close(self) -> None:
+        return None
+
+
+@pytest.mark.ray
+def test_one_session():
+    """Ray starts once for all of this: it takes seconds."""
+    handler = signal.getsignal(signal.SIGTERM)
+    options = {"dashboard": False, "object_store_mib": 80, "call_deadline_s": 60.0}
+    cluster = RayCluster(ClusterConfig(kind=ClusterKind.ray, **options), RUN_ID)
+    try:
+        assert signal.getsignal(signal.SIGTERM) is handler, "a checkpoint is written on SIGTERM"
+        with pytest.raises(ClusterError, match=r"actor big asks for 1000\.0 CPUs"):
+            cluster.start("big", Worker, {}, cpus=1000.0)
+        cluster.start("one", Worker, {}, threads=3)
+        cluster.start("two", Worker, {})
+        pid, threads = ask(cluster, "one", "whoami", deadline_s=120.0)
+        assert pid != os.getpid()
+        assert threads == "3"
+        assert ask(cluster, "two", "add", cluster.call("one", "add", 5), deadline_s=120.0) == 7
+        with pytest.raises(CheckpointError, match="no room"):
+            ask(cluster, "one", "refuse", deadline_s=120.0)
+        with pytest.raises(ActorError, match="actor one during die: its process died"):
+            ask(cluster, "one", "die", deadline_s=120.0)
+        stopped = ask(cluster, "two", "whoami", deadline_s=120.0)[0]
+        os.kill(stopped, signal.SIGSTOP)
+        with pytest.raises(ActorError, match="actor two during add: no answer within"):
+            ask(cluster, "two", "add", 1, deadline_s=0.2)
+    finally:
+        cluster.close()
+    assert not list(Path("/tmp").glob(f"perilune-{RUN_ID[:8]}-*"))
+    assert not Path(f"/proc/{stopped}").exists(), "stopped, and gone nevertheless"

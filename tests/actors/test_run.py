@@ -68,7 +68,7 @@ def test_a_complete_run_is_not_made_again_and_its_folder_is_not_taken(done, monk
 
 @pytest.mark.parametrize(("actor", "lives"), [("learner", 2), ("judge#1", 1)])
 def test_the_death_of_the_learner_begins_another_life(done, monkeypatch, tmp_path, actor, lives):
-    _, config, text, _ = done
+    _, config, *_ = done
     begun = []
 
     def life(config, checked, folder, stop, restarts, resumed):

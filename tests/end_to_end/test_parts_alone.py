@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from actors import training
 from actors.rollouts import read_rollouts
 from engine.errors import RunFolderError, StalenessError
 from engine.records.version import PolicyVersion
@@ -36,7 +37,6 @@ def test_learning_from_a_dump_gives_the_weights_of_the_run_that_made_it(tmp_path
 
 def test_learning_alone_goes_on_where_it_was_ended(tmp_path, dumped, monkeypatch):
     folder, summary = dumped
-    import actors.training as training
 
     def die(point):
         if (tmp_path / "run" / "checkpoints" / "update-000002").exists():

@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+from actors import training
 from engine.errors import CheckpointError
 from tests.end_to_end.harness import LEARNS, ROOT, train
 from tools.audit import audit
@@ -23,8 +24,6 @@ def flip(path) -> None:
 
 def stopped_after(folder, monkeypatch, updates: int):
     """A run that was ended between two updates, as a crash of the machine would."""
-    import actors.training as training
-
     before = training.reach
 
     def reach(point):
