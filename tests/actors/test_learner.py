@@ -14,7 +14,10 @@ from engine.records.work import GeneratorOrder, Request
 PROMPT = np.arange(10, 18, dtype=np.int32)
 
 
-def group(group_id, version=PolicyVersion(0, 0)):
+FIRST = PolicyVersion(0, 0)
+
+
+def group(group_id, version=FIRST):
     """Two answers, the first of them right."""
     trajectories = []
     for member in range(2):
