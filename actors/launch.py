@@ -50,7 +50,9 @@ def register_schemas() -> None:
     """Make every dataclass known to hydra under its group."""
     store = ConfigStore.instance()
     for group, name, schema in SCHEMAS:
-        store.store(group=group, name=name, node=schema)
+        # A loss of any kind may take this place, so no kind may stand there first.
+        node = RunConfig(loss=learning.LossConfig()) if schema is RunConfig else schema
+        store.store(group=group, name=name, node=node)
 
 
 def build(composed: DictConfig) -> tuple[RunConfig, str]:
@@ -88,7 +90,8 @@ def explain(error: Exception) -> str:
         schema = next((s for _, _, s in SCHEMAS if s.__name__ == owner), RunConfig)
         names = [*getattr(schema, "__dataclass_fields__", {})]
         return f"unknown key {key!r} in {owner}: {nearest_name(key, names)}"
-    return text
+    why = str(causes[-1]).partition("\n")[0]
+    return text if why in text else f"{text}: {why}"
 
 
 def main() -> None:

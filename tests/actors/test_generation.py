@@ -1,5 +1,7 @@
 """One open call for each generator, and what its next one takes along."""
 
+from dataclasses import replace
+
 import pytest
 
 from actors.generation import Generation
@@ -83,7 +85,8 @@ def test_who_cannot_be_trusted_with_weights_is_replaced_once_they_are_written_an
 
 @pytest.mark.parametrize(("bound", "released"), [(0, True), (2, False)])
 def test_a_death_costs_an_attempt_except_at_bound_zero(driver, generation, bound, released):
-    driver.config = changed(driver.config, {"schedule.max_staleness": bound})
+    schedule = replace(driver.config.schedule, kind="async", max_staleness=bound)
+    driver.config = changed(driver.config, {"schedule": schedule})
     generation.dispatch(ev.Dispatch("g#1", (4,)))
     generation.lost("g#1")
     generation.go_on()
