@@ -20,9 +20,10 @@ from pathlib import Path
 SWEEP_DEADLINE_S = 30.0
 
 
-def processes_of(folder: Path) -> list[int]:
-    """Living processes of the session in this folder, this one left out."""
-    others = (entry for entry in Path("/proc").glob("[0-9]*") if int(entry.name) != os.getpid())
+def processes_of(folder: Path, spared: int = 0) -> list[int]:
+    """Living processes of the session in this folder, this one and ``spared`` left out."""
+    left_out = (os.getpid(), spared)
+    others = (entry for entry in Path("/proc").glob("[0-9]*") if int(entry.name) not in left_out)
     return [int(entry.name) for entry in others if _writes_into(entry, f"{folder}/")]
 
 
@@ -42,10 +43,13 @@ def _writes_into(process: Path, prefix: str) -> bool:
     return False
 
 
-def sweep(folder: Path, deadline_s: float = SWEEP_DEADLINE_S) -> list[int]:
-    """Kill what is left of a session and remove its folder; who still lives at the deadline."""
+def sweep(folder: Path, deadline_s: float = SWEEP_DEADLINE_S, spared: int = 0) -> list[int]:
+    """Kill what is left of a session and remove its folder; who still lives at the deadline.
+
+    ``spared`` is the driver: one that lives on to begin another session may still hold a log of this one.
+    """
     deadline = time.monotonic() + deadline_s
-    while (left := processes_of(folder)) and time.monotonic() < deadline:
+    while (left := processes_of(folder, spared)) and time.monotonic() < deadline:
         handles = [handle for pid in left if (handle := _kill(pid)) is not None]
         for handle in handles:
             poll = select.poll()
@@ -73,7 +77,7 @@ def _kill(pid: int) -> int | None:
 def start_watchdog(folder: Path) -> subprocess.Popen[bytes]:
     """Watch over a session from a process of its own; close its standard input to end it."""
     return subprocess.Popen(
-        [sys.executable, "-P", __file__, str(folder)], stdin=subprocess.PIPE,
+        [sys.executable, "-P", __file__, str(folder), str(os.getpid())], stdin=subprocess.PIPE,
         # Ctrl-C reaches the whole group of the driver, and must not reach who cleans up after it.
         start_new_session=True,
     )
@@ -81,4 +85,4 @@ def start_watchdog(folder: Path) -> subprocess.Popen[bytes]:
 
 if __name__ == "__main__":
     sys.stdin.buffer.read()
-    sweep(Path(sys.argv[1]))
+    sweep(Path(sys.argv[1]), spared=int(sys.argv[2]))
