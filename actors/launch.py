@@ -62,6 +62,12 @@ def build(composed: DictConfig) -> tuple[RunConfig, str]:
         ConfigError: what cannot work, by dotted key.
     """
     OmegaConf.resolve(composed)
+    if OmegaConf.get_type(composed) is not RunConfig:  # a saved config.yaml brings no types along
+        kinds = {schema().name: schema for group, _, schema in SCHEMAS if group == "loss"}
+        kind = kinds.get(OmegaConf.select(composed, "loss.name"), learning.MirrorDescentConfig)
+        merged = OmegaConf.merge(OmegaConf.structured(RunConfig(loss=kind())), composed)
+        assert isinstance(merged, DictConfig)
+        composed = merged
     text = OmegaConf.to_yaml(composed, sort_keys=False)
     config = OmegaConf.to_object(composed)
     assert isinstance(config, RunConfig)
@@ -94,13 +100,22 @@ def explain(error: Exception) -> str:
     return text if why in text else f"{text}: {why}"
 
 
+def absolute_config_path(arguments: list[str]) -> list[str]:
+    """A relative ``--config-path`` means a folder here, as a shell would have it; hydra looks beside its caller."""
+    pairs = zip(["", *arguments], arguments, strict=False)
+    found = [str(Path(own).resolve()) if before == "--config-path" else own for before, own in pairs]
+    # Hydra's own settings are not part of a saved config; without them it would leave folders of its own.
+    quiet = ["hydra.run.dir=.", "hydra.output_subdir=null", "hydra/job_logging=stdout"]
+    return [*found, *quiet] if "--config-path" in arguments else found
+
+
 def main() -> None:
     """Compose from the command line and train; ``--dry-run`` stops before anything starts."""
     register_schemas()
     # Hydra would print its own account of a composition error and end; this lets it reach us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     dry = "--dry-run" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--dry-run"]
+    sys.argv = absolute_config_path([argument for argument in sys.argv if argument != "--dry-run"])
 
     @hydra.main(version_base="1.3", config_path=str(CONFIG_FOLDER), config_name="run")
     def entry(composed: DictConfig) -> Any:
