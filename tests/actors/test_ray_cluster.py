@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -110,8 +111,6 @@ RUN_ID = "0a1b2c3d-4e5f6071"
 
 
 def test_a_slow_start_is_tried_again_and_leaves_nothing(monkeypatch):
-    import ray
-
     folders = []
 
     def init(**options):
@@ -121,7 +120,8 @@ def test_a_slow_start_is_tried_again_and_leaves_nothing(monkeypatch):
             raise Exception("The current node timed out during startup.")
         raise ValueError("something else")
 
-    monkeypatch.setattr(ray, "init", init)
+    # A stand-in: the real one reads its token settings once, when it is imported, and later tests need them.
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: None))
     with pytest.raises(ClusterError, match="something else"):
         RayCluster(ClusterConfig(kind=ClusterKind.ray, object_store_mib=80), RUN_ID)
     assert len(set(folders)) == 2

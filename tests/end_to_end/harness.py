@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import signal
@@ -22,6 +23,7 @@ from engine.faults import FAULT, FOLDER
 ROOT = Path(__file__).resolve().parents[2]
 DEADLINE_S = 300.0
 MARK = "PERILUNE_TEST"
+PR_SET_PDEATHSIG = 1
 ROLES = ("generator", "evaluator", "learner", "judge", "replay")
 # A length reward gives nearly every group a spread, and the rate is high: what is learned shows in what
 # is sampled next.
@@ -69,6 +71,7 @@ class Life:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "tools.train", *LEARNS, f"run.dir={folder}", *overrides],
                 cwd=ROOT, env=environment, start_new_session=True, stdout=log, stderr=log,
+                preexec_fn=_die_with_parent,
             )
 
     def says(self) -> str:
@@ -133,6 +136,11 @@ class Life:
             with_signal(pid, signal.SIGKILL)
         self.process.wait(10)
         shutil.rmtree(self.faults, ignore_errors=True)
+
+
+def _die_with_parent() -> None:
+    """A test session that is killed takes its runs along; their watchdogs see to the rest."""
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _read(file: Path) -> str:
