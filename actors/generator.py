@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from engine.config.run import RunConfig
+from engine.config.schedule import InFlight
 from engine.errors import WeightChannelError
 from engine.faults import reach
 from engine.generate.native import NativeSampler
@@ -44,10 +45,12 @@ class Generator:
         tokenizer = PolicyTokenizer.from_folder(Path(folder), config.rollout.stop_token_ids)
         rollout, generator = config.rollout, config.generator
         context = generator.context_tokens or rollout.max_prompt_tokens + rollout.max_response_tokens
+        # At bound 0 nothing is older, and a generator that took over must repeat the bits of the one it follows.
+        park = self._mode is InFlight.keep_cache and config.schedule.max_staleness > 0
         decoder = Decoder(AutoConfig.from_pretrained(folder), DTYPES[generator.precision], context)
         self.sampler = NativeSampler(
             decoder, slots, generator.prefill_tokens, context_tokens=context,
-            stop_ids=tokenizer.stop_ids, repetition=rollout.repetition, seed=config.seed,
+            stop_ids=tokenizer.stop_ids, repetition=rollout.repetition, seed=config.seed, park=park,
         )
         self._receiver = open_receiver(config.weights, run_id)
         reach(f"{self._role}.start")

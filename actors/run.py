@@ -121,7 +121,7 @@ def _life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSign
         stop.worth_saving = True
         _begin(driver, folder, resumed)
         driver.run()
-        return _end(driver, folder, restarts.total)
+        return _end(driver, folder, restarts)
     finally:
         if driver is not None:
             driver.close()
@@ -155,7 +155,7 @@ def _begin(driver: Driver, folder: RunFolder, resumed: bool) -> None:
     driver.observer.begin()
 
 
-def _end(driver: Driver, folder: RunFolder, restarts: int) -> dict[str, Any]:
+def _end(driver: Driver, folder: RunFolder, restarts: Restarts) -> dict[str, Any]:
     config, observer = driver.config, driver.observer
     deadline_s = config.cluster.call_deadline_s
     version = driver.controller.version
@@ -168,7 +168,7 @@ def _end(driver: Driver, folder: RunFolder, restarts: int) -> dict[str, Any]:
         driver.ledger.check()
     ask(driver.cluster, "learner", "save_model", folder.model, deadline_s=deadline_s)
     digest = ask(driver.cluster, "learner", "digest", deadline_s=deadline_s)
-    summary = observer.summary(version.updates, driver.ledger.counts(), digest) | {"restarts": restarts}
+    summary = observer.summary(version.updates, driver.ledger.counts(), digest) | {"restarts": restarts.total}
     folder.write_summary(summary)
     observer.table(summary)
     return summary

@@ -189,7 +189,7 @@ class RunFolder:
             lock.release()
             raise RunFolderError(f"{path}: {error.strerror}; make the folder writable") from error
         except RunFolderError:
-            lock.release()
+            lock.release(remove=True)  # a folder that is left alone is left as it was
             raise
 
     @property

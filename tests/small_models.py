@@ -82,11 +82,12 @@ def staged(network: Any, updates: int = 0) -> Staged:
 def tiny_sampler(
     network: Any, slots: int = 4, *, context: int = 64, prefill: int = 32, stop_ids: Sequence[int] = (),
     repetition: RepetitionConfig | None = None, dtype: torch.dtype = torch.float32, seed: int = 5,
+    park: bool = False,
 ) -> NativeSampler:
     """A sampler that serves the network's weights as version 0.0; loops are not looked for by default."""
     sampler = NativeSampler(
         Decoder(network.config, dtype, context), slots, prefill, context_tokens=context,
-        stop_ids=stop_ids, repetition=repetition or RepetitionConfig(enabled=False), seed=seed,
+        stop_ids=stop_ids, repetition=repetition or RepetitionConfig(enabled=False), seed=seed, park=park,
     )
     sampler.swap(staged(network), InFlight.finish)
     return sampler
@@ -142,7 +143,7 @@ def teacher_forced(
     for prompt, response in zip(prompts, responses, strict=True):
         tokens.append(np.concatenate([prompt, response]))
         positions.append(np.arange(len(tokens[-1])))
-        blocks.append(Block(start, start + len(tokens[-1]), None))
+        blocks.append(Block(start, len(tokens[-1])))
         start += len(tokens[-1])
     row = torch.from_numpy(np.concatenate(tokens).astype(np.int64))
     hidden = hidden_states(network, row, torch.from_numpy(np.concatenate(positions)), blocks)

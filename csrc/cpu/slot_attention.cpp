@@ -4,12 +4,12 @@
 
 namespace perilune {
 
-// Tokens of one shared head follow each other, so a prefill finds its keys in the cache.
+// The shared heads of one token follow each other: their keys stand side by side in memory.
 void slot_attention(const SlotAttention& args, int threads) {
   const Kernels& level = kernels();
   int64_t tasks = args.tokens * args.shared_heads;
 #pragma omp parallel for num_threads(threads) schedule(dynamic, 8)
-  for (int64_t task = 0; task < tasks; ++task) level.attend(args, task % args.tokens, task / args.tokens);
+  for (int64_t task = 0; task < tasks; ++task) level.attend(args, task / args.shared_heads, task % args.shared_heads);
 }
 
 }  // namespace perilune

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, is_dataclass
 from typing import Any
 
-from engine.errors import ConfigError
+from engine.errors import ConfigError, nearest_name
 
 
 class Config:
@@ -21,6 +21,9 @@ class Config:
 
     def __setattr__(self, name: str, value: Any) -> None:
         if getattr(self, "_sealed", False):
+            known = [field.name for field in fields(self)]  # type: ignore[arg-type]
+            if name not in known:
+                raise ConfigError(name, value, f"there is no such option; {nearest_name(name, known)}")
             raise ConfigError(name, value, "options are sealed once built; build a new config")
         object.__setattr__(self, name, value)
 

@@ -274,7 +274,7 @@ class LearningConfig(Config):
     """Stop after this much training time, measured between updates; 0: no limit."""
     precision: Precision = Precision.bfloat16
     """Type of forward and backward; master weights are always fp32."""
-    row_tokens: int = 2048
+    row_tokens: int = 4096
     """Token budget of a packed row, one row a micro-batch."""
     share_prompts: bool = True
     """Forward the prompt of a group once for all its responses."""

@@ -64,6 +64,8 @@ class ScheduleConfig(Config):
     """Optimiser steps of one update, over minibatches of groups."""
     on_straggler: Straggler = Straggler.wait
     in_flight: InFlight = InFlight.recompute_cache
+    """What occupied slots do about new weights: finish under the old ones, go on over the keys they have
+    (after a cut too, above bound 0), or prefill again."""
     segments_in_loss: SegmentsInLoss = SegmentsInLoss.within_bound
     no_spread: Refill = Refill.none
     """Groups whose total rewards are all equal: trained without effect, or replaced."""

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from engine.records.version import PolicyVersion
 from engine.records.work import Request
 
 
@@ -51,16 +52,21 @@ class SlotTable:
         return [int(slot) for slot in np.flatnonzero(~self.occupied)]
 
     def take(self, slot: int, request: Request) -> None:
-        """Give a slot to a request; nothing is cached yet."""
+        """Give a slot to a request; keys it still holds of the same tokens stay valid."""
         prompt, earlier = request.prompt_tokens, request.generated
-        total = len(prompt) + len(earlier)
-        self.tokens[slot, : len(prompt)] = prompt
-        self.tokens[slot, len(prompt) : total] = earlier
+        whole = np.concatenate([prompt, earlier]).astype(np.int64)
+        total = len(whole)
+        if self.length[slot] != total or not np.array_equal(self.tokens[slot, :total], whole):
+            self.filled[slot] = 0
+        self.tokens[slot, :total] = whole
         self.length[slot] = total
         self.prompt_length[slot] = len(prompt)
-        self.filled[slot] = 0
         self.occupied[slot] = True
         self._prompt[slot] = prompt.tobytes()
+
+    def vacate(self, slot: int) -> None:
+        """Free a slot, but leave its keys where they are until another request takes it."""
+        self.occupied[slot] = False
 
     def release(self, slot: int) -> None:
         """Free a slot."""
@@ -132,3 +138,45 @@ class SlotTable:
             prompts.add(self._prompt[slot])
             used += count
         return PrefillPass(tokens, slots, positions, spans)
+
+
+class ParkedSlots:
+    """Free slots that still hold the keys of cut trajectories, in case these come back.
+
+    They are given to others only when no other slot is free, those that were parked longest first.
+    """
+
+    def __init__(self, table: SlotTable, keep: bool) -> None:
+        """With ``keep`` False nothing is ever parked."""
+        self._table, self._keep = table, keep
+        self._held: dict[int, tuple[int, PolicyVersion]] = {}
+
+    def leave(self, slot: int, trajectory_id: int, oldest_key_version: PolicyVersion, cut: bool) -> None:
+        """Free the slot of a trajectory; its keys stay if it was cut and will come back."""
+        if self._keep and cut:
+            self._table.vacate(slot)
+            self._held[trajectory_id] = (slot, oldest_key_version)
+        else:
+            self._table.release(slot)
+
+    def place(self, request: Request) -> tuple[int, PolicyVersion | None]:
+        """Take a free slot, of which there must be one.
+
+        Returns:
+            The slot, and the version of the oldest key that the trajectory still had there, or None without any.
+        """
+        slot, version = self._held.pop(request.trajectory_id, (-1, None))
+        if version is None:
+            parked = {slot for slot, _ in self._held.values()}
+            slot = next((slot for slot in self._table.free() if slot not in parked), -1)
+            if slot < 0:
+                slot, _ = self._held.pop(next(iter(self._held)))
+                self._table.release(slot)
+        self._table.take(slot, request)
+        return slot, version if self._table.filled[slot] else None
+
+    def clear(self) -> None:
+        """Forget all keys: other weights are served now."""
+        for slot, _ in self._held.values():
+            self._table.release(slot)
+        self._held.clear()

@@ -8,7 +8,7 @@ cut continues the same stream anywhere.
 
 When weights are swapped, ``finish`` lets the slots empty first and admits nothing meanwhile;
 ``keep_cache`` goes on over the old keys and says so on the segment; ``recompute_cache`` prefills every
-slot again. A swap that finds another one pending replaces it.
+slot again. A swap that finds another one pending replaces it. Only ``keep_cache`` spares parked keys.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from engine.config.rollout import RepetitionConfig
 from engine.config.schedule import InFlight
 from engine.errors import ConfigError
-from engine.generate.cache import SlotTable
+from engine.generate.cache import ParkedSlots, SlotTable
 from engine.generate.partial import OpenTrajectory
 from engine.generate.repetition import RepetitionWatch
 from engine.generate.sampler import StagedWeights
@@ -46,7 +46,7 @@ class NativeSampler:
     """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
 
     def __init__(self, decoder: Decoder, slots: int, prefill_tokens: int, *, context_tokens: int,
-                 stop_ids: Iterable[int], repetition: RepetitionConfig, seed: int) -> None:
+                 stop_ids: Iterable[int], repetition: RepetitionConfig, seed: int, park: bool = False) -> None:
         """Allocate slots; nothing is admitted before weights arrived by :meth:`swap`.
 
         Args:
@@ -57,11 +57,13 @@ class NativeSampler:
             stop_ids: tokens that end a response.
             repetition: when a response is looping.
             seed: of the run; part of every random key.
+            park: a cut trajectory's keys wait in its slot; it goes on over them if they are still there.
         """
         self._decoder = decoder
         self._prefill_tokens = prefill_tokens
         self._seed = seed
         self._table = SlotTable(*decoder.allocate(slots, context_tokens))
+        self._parked = ParkedSlots(self._table, park)
         self._stop = StopRule(stop_ids, decoder.config.vocab_size)
         self._watch = RepetitionWatch(repetition, slots) if repetition.enabled else None
         self._open: dict[int, OpenTrajectory] = {}
@@ -94,12 +96,11 @@ class NativeSampler:
     def _admit(self) -> None:
         if self._pending is not None or self.version == _NO_WEIGHTS:
             return
-        for slot in self._table.free():
-            if not self._waiting:
-                break
+        for _ in self._table.free()[: len(self._waiting)]:
             request = self._waiting.popleft()
-            self._table.take(slot, request)
-            held = self._open[slot] = OpenTrajectory.begin(request, self.version)
+            slot, key_version = self._parked.place(request)
+            held = self._open[slot] = OpenTrajectory.begin(request, self.version, key_version)
+            self._counts["kept_resume_tokens"] += int(self._table.filled[slot])
             self._keys[slot] = random_key(self._seed, request.trajectory_id, request.attempt)
             self._temperature[slot] = request.temperature
             self._limit[slot] = request.max_response_tokens
@@ -111,12 +112,10 @@ class NativeSampler:
         held = self._open.pop(slot)
         response = self._table.response(slot)
         held.close_segment(response, self._table.response_logprobs(slot))
-        saved = 0
-        if reason is FinishReason.repetition:
-            saved = int(self._limit[slot]) - len(response)
-            self._counts["saved_tokens"] += saved
+        saved = int(self._limit[slot]) - len(response) if reason is FinishReason.repetition else 0
+        self._counts["saved_tokens"] += saved
         self._counts["delivered_tokens"] += sum(s.num_sampled for s in held.closed)
-        self._table.release(slot)
+        self._parked.leave(slot, held.request.trajectory_id, held.oldest_key_version, cut=reason is None)
         return held.delivery(reason, saved)
 
     def cut_all(self) -> list[Delivery]:
@@ -137,18 +136,20 @@ class NativeSampler:
         if mode is InFlight.finish and self._open:
             self._pending = staged
             return
-        self._load(staged)
+        kept, table = mode is InFlight.keep_cache, self._table
+        self._load(staged, kept)
         if self._open:
             self._counts["swaps_while_decoding"] += 1
-        kept, table = mode is InFlight.keep_cache, self._table
         for slot, held in self._open.items():
             held.close_segment(table.response(slot), table.response_logprobs(slot))
             held.swapped(staged.version, keys=int(table.filled[slot]), kept=kept)
         if not kept:
             table.forget_keys()
 
-    def _load(self, staged: StagedWeights) -> None:
+    def _load(self, staged: StagedWeights, kept: bool = False) -> None:
         self._decoder.load(staged.tensors)
+        if not kept:
+            self._parked.clear()
         self.version, self.digest = staged.version, staged.digest
         self._counts["swaps"] += 1
 

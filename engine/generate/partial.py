@@ -36,10 +36,11 @@ class OpenTrajectory:
     """Positions that had keys before the last swap, and lost them by it."""
 
     @classmethod
-    def begin(cls, request: Request, version: PolicyVersion) -> OpenTrajectory:
-        """Take a slot under the weights served now; all keys will be computed by them."""
+    def begin(cls, request: Request, version: PolicyVersion,
+              oldest_key_version: PolicyVersion | None = None) -> OpenTrajectory:
+        """Take a slot under the weights served now; None: all keys will be computed by them."""
         earlier = len(request.generated)
-        return cls(request, version, version, earlier, earlier)
+        return cls(request, version, oldest_key_version or version, earlier, earlier)
 
     @property
     def cut_length(self) -> int:

@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from engine.models.packed import Block, shared_block_mask
+from engine.models.packed import Block
 
-# A shared block costs a dense [n, n] mask; beyond this length separate causal blocks are cheaper.
+# Every response reads its own copy of the prompt's keys; beyond this length separate blocks are cheaper.
 MAX_SHARED_TOKENS = 1536
 
 
@@ -125,8 +125,8 @@ def _build_row(clusters: list[list[Sample]]) -> PackedRow:
             sources.append(predictor[sample.carries_loss])
             cursor += length
         lengths = [len(sample.response) for sample in cluster]
-        visible = shared_block_mask(len(prompt), lengths) if len(cluster) > 1 else None
-        blocks.append(Block(start, cursor, visible))
+        shared = Block(start, len(prompt), tuple(lengths))
+        blocks.append(shared if len(cluster) > 1 else Block(start, cursor - start))
         start = cursor
     samples = [sample for cluster in clusters for sample in cluster]
     counts = [int(sample.carries_loss.sum()) for sample in samples]

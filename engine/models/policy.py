@@ -14,7 +14,7 @@ from engine.config.learning import AdapterConfig, ModelConfig, ModelSource, Scra
 from engine.config.rollout import Precision
 from engine.errors import ModelError
 from engine.models.packaged_model import packaged_model_folder
-from engine.models.packed import ATTENTION_NAME, Block, register_packed_attention
+from engine.models.packed import ATTENTION_NAME, Block, plan_row, register_packed_attention
 from engine.models.tokenizer import PolicyTokenizer, character_tokenizer
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
@@ -53,7 +53,9 @@ def load_network(folder: str | Path, precision: Precision) -> Any:
     """
     from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     register_packed_attention()
     loader: Any = AutoModelForCausalLM
     try:
@@ -127,11 +129,11 @@ def hidden_states(network: Any, tokens: Tensor, positions: Tensor, blocks: Seque
         network: from :func:`load_network`.
         tokens: [T] int64 ids.
         positions: [T] int64, restarting with every sequence.
-        blocks: spans that look only at each other; together they cover the row.
+        blocks: spans that look only at each other, one after the other, covering the row.
     """
     output = _base(network).model(
         input_ids=tokens[None], position_ids=positions[None], attention_mask=None,
-        use_cache=False, packed_blocks=blocks,
+        use_cache=False, row_plan=plan_row(blocks),
     )
     return output.last_hidden_state[0]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from collections.abc import Iterable
 from pathlib import Path
@@ -33,7 +34,7 @@ class PolicyTokenizer:
         """Load from a Hugging Face folder.
 
         Raises:
-            ModelError: no tokenizer there, no end token, or no chat template.
+            ModelError: no tokenizer there, no end token, no chat template, or broken generation settings.
         """
         from transformers import AutoTokenizer
 
@@ -48,7 +49,7 @@ class PolicyTokenizer:
             )
         if backend.eos_token_id is None:
             raise ModelError(f"the tokenizer in {folder} has no end token: set eos_token in its config")
-        return cls(backend, extra_stop_ids)
+        return cls(backend, [*_end_tokens(Path(folder)), *extra_stop_ids])
 
     def render(self, prompt: Prompt) -> NDArray[np.int32]:
         """[T] int32 ids of the prompt in the chat template, with the opening of the answer."""
@@ -75,6 +76,16 @@ class PolicyTokenizer:
     def save(self, folder: str | Path) -> None:
         """Write the tokenizer beside a model."""
         self.backend.save_pretrained(folder)
+
+
+def _end_tokens(folder: Path) -> list[int]:
+    """Those that the model's own generation settings name: chat models end turns with one, texts with another."""
+    file = folder / "generation_config.json"
+    try:
+        found = json.loads(file.read_text()).get("eos_token_id") if file.is_file() else None
+    except ValueError as error:
+        raise ModelError(f"{file} is broken: {error}") from None
+    return [] if found is None else [found] if isinstance(found, int) else list(found)
 
 
 def character_tokenizer(alphabet: str = "") -> PolicyTokenizer:

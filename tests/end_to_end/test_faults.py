@@ -68,7 +68,9 @@ def test_the_matrix(live, undisturbed, victim, moment, schedule):
     agrees(life, summary, bound=2 if schedule == "async" else 0, updates=3)
     if schedule == "sync":
         assert summary["weights_digest"] == undisturbed["weights_digest"]
-    if victim != "driver":
+    # An actor is missed when it is next asked, and by then the judge of an asynchronous run may have judged all.
+    asked_again = victim != "judge" or schedule == "sync" or moment == "decoding"
+    if victim != "driver" and asked_again:
         assert summary["restarts"] >= 1
 
 

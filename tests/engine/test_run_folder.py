@@ -97,6 +97,7 @@ def test_a_folder_that_is_no_run_folder_is_left_alone(tmp_path, exists):
     with pytest.raises(RunFolderError, match=r"not a run folder|not empty"):
         open_folder(tmp_path, exists)
     assert (tmp_path / "thesis.tex").read_text() == "years of work"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["thesis.tex"]
     (tmp_path / "config.yaml").touch()
     if exists is not Exists.refuse:
         open_folder(tmp_path, exists).close()

@@ -41,6 +41,11 @@ def test_validation_runs_when_built() -> None:
         Inner(0)
 
 
+def test_an_option_that_nobody_knows_is_named_with_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="no such option; did you mean 'colour'"):
+        Outer().color = 1  # type: ignore[attr-defined]
+
+
 def test_options_are_sealed_once_built() -> None:
     outer = Outer()
     with pytest.raises(ConfigError, match="sealed"):

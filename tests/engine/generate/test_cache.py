@@ -3,7 +3,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from engine.generate.cache import SlotTable
+from engine.generate.cache import ParkedSlots, SlotTable
+from engine.records.version import PolicyVersion
+from engine.records.work import Request
 from tests.small_models import ask, random_prompt
 
 LAYERS, SLOTS, CAPACITY = 2, 4, 16
@@ -118,3 +120,67 @@ def test_a_sibling_waits_for_the_prompt_on_its_way_but_not_past_it() -> None:
     take(slots, 1, prompt)
     take(slots, 2, prompt, earlier=3, filled=4)
     assert slots.plan_prefill([0, 1, 2], rows=16).spans == {0: (0, 4), 2: (4, 3)}
+
+
+OLD = PolicyVersion(0, 3)
+
+
+def resume(prompt: np.ndarray, trajectory_id: int, earlier: int) -> Request:
+    return ask(trajectory_id, prompt, CAPACITY, generated=np.arange(50, 50 + earlier, dtype=np.int32))
+
+
+def parked(keep: bool = True) -> tuple[SlotTable, ParkedSlots, np.ndarray]:
+    """Trajectory 7 was cut with two tokens in slot 1, all its keys but the newest there; slot 0 decodes."""
+    slots = table()
+    slots.occupied[0] = True
+    held = ParkedSlots(slots, keep)
+    prompt = random_prompt(0, 5)
+    take(slots, 1, prompt, earlier=2, filled=6)
+    held.leave(1, 7, OLD, cut=True)
+    return slots, held, prompt
+
+
+def test_a_cut_trajectory_that_comes_back_finds_its_keys() -> None:
+    slots, held, prompt = parked()
+    assert slots.free() == [1, 2, 3]
+    assert held.place(ask(8, random_prompt(1, 5), CAPACITY)) == (2, None)
+    assert held.place(resume(prompt, 7, earlier=2)) == (1, OLD)
+    assert slots.ready().tolist() == [1]
+
+
+def test_nothing_is_kept_where_nothing_is_parked() -> None:
+    slots, held, prompt = parked(keep=False)
+    assert held.place(resume(prompt, 7, earlier=2)) == (1, None)
+    assert slots.unready().tolist() == [1]
+
+
+def test_a_trajectory_that_began_anew_finds_no_keys() -> None:
+    slots, held, prompt = parked()
+    assert held.place(resume(prompt, 7, earlier=1)) == (1, None)
+    assert slots.filled[1] == 0
+
+
+def test_who_was_parked_longest_makes_room_when_nothing_else_is_free() -> None:
+    slots, held, prompt = parked()
+    for slot, trajectory_id in ((2, 8), (3, 9)):
+        take(slots, slot, random_prompt(trajectory_id, 5), earlier=1, filled=5)
+        held.leave(slot, trajectory_id, OLD, cut=True)
+    # The very tokens that were parked there, of another trajectory: its keys are not vouched for.
+    assert held.place(resume(prompt, 20, earlier=2)) == (1, None)
+    assert slots.filled[1] == 0
+    assert held.place(resume(prompt, 7, earlier=2)) == (2, None)
+    assert held.place(resume(random_prompt(9, 5), 9, earlier=1)) == (3, OLD)
+
+
+def test_other_weights_leave_nothing_parked() -> None:
+    slots, held, prompt = parked()
+    held.clear()
+    assert held.place(resume(prompt, 7, earlier=2)) == (1, None)
+    assert slots.filled[1] == 0
+
+
+def test_a_finished_trajectory_leaves_nothing_behind() -> None:
+    slots, held, prompt = parked()
+    take(slots, 2, prompt, earlier=2, filled=6)
+    held.leave(2, 8, OLD, cut=False)
+    assert slots.filled[2] == slots.length[2] == 0

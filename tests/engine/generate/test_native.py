@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from engine.config.schedule import InFlight
 from engine.errors import ConfigError, ModelError
 from engine.generate.native import NativeSampler
 from engine.models.decoder import Decoder
-from engine.records.trajectory import FinishReason
+from engine.records.trajectory import FinishReason, Segment
 from engine.records.version import PolicyVersion
 from engine.records.work import Delivery, Request
 from tests.small_models import (
@@ -172,6 +173,36 @@ def test_keep_cache_names_the_oldest_keys_until_the_trajectory_leaves(networks: 
     assert (sibling.version.updates, sibling.oldest_key_version.updates) == (2, 2)
     forced = teacher_forced(networks[2], [prompt], [sibling.token_ids])[0]
     np.testing.assert_allclose(sibling.behaviour_logprob, forced, atol=1e-4)
+
+
+def cut_and_resumed(networks: list[Any], mode: InFlight | None, park: bool) -> tuple[NativeSampler, list[Segment]]:
+    """Two rounds of four tokens, other weights between them; the sampler, and both segments."""
+    sampler = tiny_sampler(networks[0], slots=2, park=park)
+    request = ask(0, random_prompt(0, 5), 8, round_budget_tokens=4)
+    sampler.submit([request])
+    first = drain(sampler)[0].segments
+    if mode is not None:
+        sampler.swap(staged(networks[1], 1), mode)
+    sampler.submit([replace(request, generated=first[0].token_ids)])
+    return sampler, [*first, *drain(sampler)[0].segments]
+
+
+def test_parked_keys_spare_the_prefill_of_a_resumed_trajectory(networks: list[Any]) -> None:
+    sampler, parked = cut_and_resumed(networks, None, park=True)
+    assert sampler.metrics()["kept_resume_tokens"] == 8
+    assert "prefilled_resume_tokens" not in sampler.metrics()
+    other, prefilled = cut_and_resumed(networks, None, park=False)
+    assert other.metrics()["prefilled_resume_tokens"] == 8
+    assert [s.token_ids.tolist() for s in parked] == [s.token_ids.tolist() for s in prefilled]
+    assert [s.oldest_key_version.updates for s in parked] == [0, 0]
+
+
+def test_parked_keys_of_older_weights_are_named_and_other_modes_forget_them(networks: list[Any]) -> None:
+    for mode, oldest in ((InFlight.keep_cache, 0), (InFlight.finish, 1), (InFlight.recompute_cache, 1)):
+        sampler, segments = cut_and_resumed(networks, mode, park=True)
+        assert [s.version.updates for s in segments] == [0, 1]
+        assert [s.oldest_key_version.updates for s in segments] == [0, oldest]
+        assert sampler.metrics()["kept_resume_tokens"] == (8 if oldest == 0 else 0)
 
 
 def test_finish_admits_nothing_until_the_slots_are_empty(networks: list[Any]) -> None:

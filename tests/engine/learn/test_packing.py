@@ -77,8 +77,8 @@ def test_a_prompt_is_forwarded_once_for_its_group() -> None:
     (apart,) = pack(samples, 64, share_prompts=False)
     assert len(shared.tokens) == 6 + 4 + 4 + 6 + 4
     assert len(apart.tokens) == 3 * 10
-    assert [block.visible is None for block in shared.blocks] == [False, True]
-    assert [block.visible is None for block in apart.blocks] == [True, True, True]
+    assert [(block.prompt, block.responses) for block in shared.blocks] == [(6, (4, 4)), (10, ())]
+    assert [(block.prompt, block.responses) for block in apart.blocks] == [(10, ())] * 3
 
 
 def test_rows_are_filled_first_fit() -> None:
@@ -115,7 +115,7 @@ def test_hidden_states_are_those_of_separate_sequences(network: Callable[..., An
             packed = hidden_states(model, row.tokens, row.positions, row.blocks)[row.source]
             for number, one in enumerate(row.samples):
                 whole = torch.from_numpy(np.concatenate([one.prompt_tokens, one.response])).long()
-                block = Block(0, len(whole), None)
+                block = Block(0, len(whole))
                 alone = hidden_states(model, whole, torch.arange(len(whole)), [block])
                 source = np.flatnonzero(one.carries_loss) + len(one.prompt_tokens) - 1
                 torch.testing.assert_close(packed[row.trajectory == number], alone[source])

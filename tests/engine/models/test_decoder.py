@@ -119,7 +119,7 @@ def test_in_bfloat16_it_is_nearer_to_the_learners_network_than_that_is_to_fp32(f
     keys, values = decoder.allocate(1, 64)
     hidden = run(decoder, [(int(t), 0, p) for p, t in enumerate(tokens)], keys, values)
     assert hidden.dtype == torch.bfloat16
-    row = (tokens, torch.arange(40), [Block(0, 40, None)])
+    row = (tokens, torch.arange(40), [Block(0, 40)])
     exact = hidden_states(network, *row)
     learner = hidden_states(network.bfloat16(), *row).float()
     assert (hidden.float() - learner).abs().mean() < (learner - exact).abs().mean()

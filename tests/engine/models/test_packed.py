@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.models.packed import ATTENTION_NAME, Block, register_packed_attention, shared_block_mask
+from engine.models import packed
+from engine.models.packed import ATTENTION_NAME, Block, plan_row, register_packed_attention
 from engine.models.policy import hidden_states
 from tests.small_models import FAMILIES, VOCABULARY, tiny_network
 
@@ -36,7 +37,7 @@ def shared_row(
     lengths = [len(response) for response in responses]
     places = [torch.arange(len(prompt)), *(torch.arange(n) + len(prompt) for n in lengths)]
     row = torch.cat([prompt, *responses])
-    return row, torch.cat(places), Block(start, start + len(row), shared_block_mask(len(prompt), lengths))
+    return row, torch.cat(places), Block(start, len(prompt), tuple(lengths))
 
 
 def gradients(network: Any) -> list[Tensor]:
@@ -45,28 +46,40 @@ def gradients(network: Any) -> list[Tensor]:
     return grads
 
 
-def test_mask_of_a_shared_block() -> None:
-    mask = shared_block_mask(2, [2, 1])
-    assert mask.int().tolist() == [
-        [1, 0, 0, 0, 0],
-        [1, 1, 0, 0, 0],
-        [1, 1, 1, 0, 0],
-        [1, 1, 1, 1, 0],
-        [1, 1, 0, 0, 1],
-    ]
+def test_spans_of_like_length_and_equal_context_share_a_call() -> None:
+    plan = plan_row([Block(0, 2, (3, 2, 7)), Block(14, 3), Block(17, 1)])
+    found = [call.query.view(call.spans, -1).tolist() for call in plan.calls]
+    assert found == [[[0, 1, 1], [14, 15, 16]], [[2, 3, 4], [5, 6, 6]], [[7, 8, 9, 10, 11, 12, 13]], [[17]]]
+    assert plan.calls[1].key.view(2, -1).tolist() == [[0, 1, 2, 3, 4], [0, 1, 5, 6, 6]]
+    assert plan.calls[0].visible is None
+    assert plan.calls[1].visible is not None
+    assert plan.calls[1].visible.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
+    outputs = torch.cat([call.query for call in plan.calls])
+    assert torch.equal(outputs[plan.order], torch.arange(18))
 
 
-@pytest.mark.parametrize("lengths", [[], [5], [0, 3]])
-def test_a_mask_without_siblings_is_causal(lengths: list[int]) -> None:
-    total = 3 + sum(lengths)
-    assert torch.equal(shared_block_mask(3, lengths), torch.ones(total, total).tril().bool())
+def test_nothing_is_left_of_an_empty_response() -> None:
+    plan = plan_row([Block(0, 2, (0, 1))])
+    assert [call.query.tolist() for call in plan.calls] == [[0, 1], [2]]
+
+
+@pytest.mark.parametrize("limit", [0, 10_000])
+def test_both_precisions_of_attention_agree(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = tiny_network().bfloat16()
+    row, positions, block = shared_row(tokens(0, 6), [tokens(1, 9), tokens(2, 4)])
+    with torch.no_grad():
+        expected = hidden_states(network.float(), row, positions, [block])
+        monkeypatch.setattr(packed, "_SHORT_KEYS", limit)
+        got = hidden_states(network.bfloat16(), row, positions, [block])
+    assert got.dtype is torch.bfloat16
+    torch.testing.assert_close(got.float(), expected, atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_plain_blocks_in_a_row_equal_separate_sequences(family: str) -> None:
     packed, plain = tiny_network(family), tiny_network(family, attention="eager")
     parts = [tokens(seed, length) for seed, length in enumerate((7, 1, 12))]
-    blocks = [Block(0, 7, None), Block(7, 8, None), Block(8, 20, None)]
+    blocks = [Block(0, 7), Block(7, 1), Block(8, 12)]
     positions = torch.cat([torch.arange(len(part)) for part in parts])
     together = hidden_states(packed, torch.cat(parts), positions, blocks)
     torch.testing.assert_close(
@@ -80,7 +93,7 @@ def test_a_shared_prompt_gives_the_states_and_gradients_of_separate_sequences(fa
     prompt, responses = tokens(0, 6), [tokens(seed, 3 + seed) for seed in range(1, 4)]
     lone = tokens(9, 8)
     row, positions, block = shared_row(prompt, responses)
-    tail = Block(len(row), len(row) + len(lone), None)
+    tail = Block(len(row), len(lone))
     weights = torch.randn(40, 32, generator=torch.Generator().manual_seed(1))
     positions = torch.cat([positions, torch.arange(len(lone))])
     hidden = hidden_states(packed, torch.cat([row, lone]), positions, [block, tail])

@@ -32,7 +32,7 @@ TOKENS = torch.arange(3, 15)
 
 def states(network: Any) -> Tensor:
     with torch.no_grad():
-        return hidden_states(network, TOKENS, torch.arange(12), [Block(0, 12, None)])
+        return hidden_states(network, TOKENS, torch.arange(12), [Block(0, 12)])
 
 
 def saved(network: Any, folder: Path) -> Path:
@@ -129,7 +129,7 @@ def test_scratch_networks_are_drawn_from_their_seed_alone() -> None:
     assert head_weight(first).shape == (len(tokenizer.backend), 32)
     assert first.config.eos_token_id == tokenizer.end_id
     row = torch.from_numpy(tokenizer.encode("ab>ab")).long()
-    assert hidden_states(first, row, torch.arange(5), [Block(0, 5, None)]).shape == (5, 32)
+    assert hidden_states(first, row, torch.arange(5), [Block(0, 5)]).shape == (5, 32)
 
 
 def test_only_adapters_are_trained_and_they_begin_as_nothing() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import string
 from pathlib import Path
 
@@ -67,6 +68,22 @@ def test_it_saves_and_loads_with_its_chat_template(tmp_path: Path) -> None:
     plain = AutoTokenizer.from_pretrained(tmp_path)
     assert plain.chat_template == TOKENIZER.backend.chat_template
     assert plain.pad_token_id == 0
+
+
+@pytest.mark.parametrize(("named", "stops"), [(4, {1, 4}), ([4, 6], {1, 4, 6}), (None, {1})])
+def test_the_end_tokens_of_the_generation_settings_end_a_response(
+    named: object, stops: set[int], tmp_path: Path
+) -> None:
+    TOKENIZER.save(tmp_path)
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    assert PolicyTokenizer.from_folder(tmp_path).stop_ids == stops
+
+
+def test_broken_generation_settings_are_refused(tmp_path: Path) -> None:
+    TOKENIZER.save(tmp_path)
+    (tmp_path / "generation_config.json").write_text("{")
+    with pytest.raises(ModelError, match=r"generation_config\.json is broken"):
+        PolicyTokenizer.from_folder(tmp_path)
 
 
 def test_a_folder_without_chat_template_is_refused(tmp_path: Path) -> None:
