@@ -289,8 +289,8 @@ class Controller:
             "roster": self.roster.state_dict(),
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume under a new lineage."""
-        self.version = state["version"].forked()
+    def load_state_dict(self, state: dict[str, Any], lineage: int | None = None) -> None:
+        """Resume under a new lineage; None: the next one."""
+        self.version = state["version"].forked(lineage)
         self._next_id, self._next_group = state["next_id"], state["next_group"]
         self.roster.load_state_dict(state["roster"])

@@ -117,9 +117,9 @@ class Learner:
         """Write everything of a checkpoint that belongs to the learner."""
         write_core(self.core, path)
 
-    def load_state(self, path: Path) -> None:
-        """The inverse of :meth:`write_state`, under a new lineage."""
-        read_core(self.core, path)
+    def load_state(self, path: Path, lineage: int | None = None) -> None:
+        """The inverse of :meth:`write_state`, under a new lineage; None: the next one."""
+        read_core(self.core, path, lineage)
 
     def save_model(self, folder: Path) -> None:
         """Write a folder that transformers loads."""

@@ -34,8 +34,8 @@ def write_core(core: LearnerCore, path: Path) -> None:
     tensors_to_file(path, tensors)
 
 
-def read_core(core: LearnerCore, path: Path) -> None:
-    """The inverse of :func:`write_core`; the version starts a new lineage.
+def read_core(core: LearnerCore, path: Path, lineage: int | None = None) -> None:
+    """The inverse of :func:`write_core`; the version starts a new lineage, None: the next one.
 
     Raises:
         CheckpointError: the file is missing or damaged.
@@ -50,5 +50,5 @@ def read_core(core: LearnerCore, path: Path) -> None:
     core.load_state_dict({
         "optimiser": {"master": part("master."), "adam": optimiser_from_tensors(part("adam.")),
                       "steps": facts["steps"]},
-        "version": version.forked(), "non_finite": facts["non_finite"],
+        "version": version.forked(lineage), "non_finite": facts["non_finite"],
     })

@@ -101,8 +101,8 @@ class LearnerPort(Protocol):
         """Write everything of a checkpoint that belongs to the learner."""
         ...
 
-    def load_state(self, path: Path) -> None:
-        """The inverse, under a new lineage."""
+    def load_state(self, path: Path, lineage: int | None = None) -> None:
+        """The inverse, under a new lineage; None: the next one."""
         ...
 
     def save_model(self, folder: Path) -> None:

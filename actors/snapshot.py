@@ -11,6 +11,7 @@ from engine.errors import CheckpointError
 from engine.faults import reach
 from engine.learn.checkpoint import newest_checkpoint, prune, read_checkpoint, write_checkpoint
 from engine.records.codec import decode, encode
+from engine.run_folder import write_atomically
 
 if TYPE_CHECKING:
     from actors.driver import Driver
@@ -55,10 +56,11 @@ def restore(driver: Driver, root: Path) -> None:
     checkpoint = read_checkpoint(newest_checkpoint(root))
     deadline_s = driver.config.cluster.call_deadline_s
     state: dict[str, Any] = decode(checkpoint.read("driver.msgpack"))
-    ask(driver.cluster, "learner", "load_state", checkpoint.path("learner.safetensors"),
+    lineage = next_lineage(root, state["controller"]["version"].lineage)
+    ask(driver.cluster, "learner", "load_state", checkpoint.path("learner.safetensors"), lineage,
         deadline_s=deadline_s)
     driver.replay("load_state_dict", decode(checkpoint.read("replay.msgpack")))
-    driver.controller.load_state_dict(state["controller"])
+    driver.controller.load_state_dict(state["controller"], lineage)
     driver.draw.load_state_dict(state["draw"])
     driver.ledger.load_state_dict(state["ledger"])
     driver.observer.load_state_dict(state["observer"], driver.controller.version.updates)
@@ -66,6 +68,20 @@ def restore(driver: Driver, root: Path) -> None:
     driver.judging.correct = {int(key): value for key, value in state["correct"].items()}
     driver.training.members = {int(key): tuple(value) for key, value in state["members"].items()}
     driver.training.batches = state["batches"]
+
+
+def next_lineage(root: Path, after: int) -> int:
+    """A lineage that no earlier life stamped, not even one that died before its first checkpoint.
+
+    Args:
+        root: folder of the checkpoints; the newest lineage is noted there.
+        after: lineage of the checkpoint that is resumed.
+    """
+    file = root / ".lineage"
+    used = int(file.read_text()) if file.exists() else 0
+    lineage = max(used, after) + 1
+    write_atomically(file, str(lineage).encode())
+    return lineage
 
 
 def forget(driver: Driver) -> None:

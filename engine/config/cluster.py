@@ -33,7 +33,7 @@ class WeightsConfig(Config):
     """The weight channel."""
 
     channel: WeightChannelKind = WeightChannelKind.shared_memory
-    bucket_mib: int = 64
+    bucket_mib: int = 16
     """Bytes sent and verified at once."""
     folder: str = "/dev/shm"
     """Where the shared-memory channel keeps its run-owned folder."""

@@ -9,7 +9,7 @@ fixed number of rows: then neither position in the batch nor neighbours change a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,6 +21,7 @@ from engine.ops.gated_silu import gated_silu
 from engine.ops.packed_attention import slot_attention
 from engine.ops.rms_norm import add_rms_norm, rms_norm
 from engine.ops.rotary import rotate_and_store
+from engine.parallel import share
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -51,8 +52,7 @@ class Product:
         """Take over the weights of the named modules, and their biases."""
         weights = [f"{name}.weight" for name in names]
         if self._packs:
-            parts = _sources(tensors, self._shape, weights)
-            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            whole = _stacked(_sources(tensors, self._shape, weights))
             pack = torch.ops.mkldnn._reorder_linear_weight
             self._weight = pack(whole.detach().to(self._dtype).contiguous())
         else:
@@ -111,6 +111,18 @@ def _sources(tensors: Mapping[str, Tensor], shape: Sequence[int], names: Sequenc
         came = ", ".join(f"{name} {list(tensors[name].shape)}" for name in names)
         raise ModelError(f"the weights do not fit this model: expected {list(shape)} from {came}")
     return sources
+
+
+def _stacked(parts: list[Tensor]) -> Tensor:
+    """The tensors above each other; no bytes move where they lie so already, as in staging memory."""
+    first, end = parts[0], parts[0].data_ptr()
+    for part in parts:
+        same = part.untyped_storage().data_ptr() == first.untyped_storage().data_ptr()
+        if not (same and part.is_contiguous() and part.dtype is first.dtype and part.data_ptr() == end):
+            return torch.cat(parts)
+        end += part.nbytes
+    rows = sum(len(part) for part in parts)
+    return first.as_strided((rows, *first.shape[1:]), first.stride(), first.storage_offset())
 
 
 def _fill(target: Tensor, tensors: Mapping[str, Tensor], *names: str) -> None:
@@ -178,12 +190,12 @@ class Decoder:
         Raises:
             ModelError: a tensor is missing or has another shape.
         """
-        _fill(self.embedding, tensors, "model.embed_tokens.weight")
-        _fill(self.norm, tensors, "model.norm.weight")
+        jobs = [partial(_fill, self.embedding, tensors, "model.embed_tokens.weight"),
+                partial(_fill, self.norm, tensors, "model.norm.weight")]
         if not self.tied:
-            _fill(self.head, tensors, "lm_head.weight")
-        for index, layer in enumerate(self.layers):
-            layer.load(f"model.layers.{index}.", tensors)
+            jobs.append(partial(_fill, self.head, tensors, "lm_head.weight"))
+        jobs += [partial(layer.load, f"model.layers.{index}.", tensors) for index, layer in enumerate(self.layers)]
+        share(lambda job: job(), jobs)
 
     def allocate(self, slots: int, context_tokens: int) -> tuple[Tensor, Tensor]:
         """Zeroed keys and values, each [layers, S, C, heads, d]."""

@@ -28,9 +28,11 @@ class PolicyVersion:
         """The version that the next committed update makes."""
         return PolicyVersion(self.lineage, self.updates + 1)
 
-    def forked(self) -> PolicyVersion:
-        """The same weights under a new lineage, after a resume or a rollback."""
-        return PolicyVersion(self.lineage + 1, self.updates)
+    def forked(self, lineage: int | None = None) -> PolicyVersion:
+        """The same weights under a new lineage, after a resume or a rollback; None: the next one."""
+        lineage = self.lineage + 1 if lineage is None else lineage
+        assert lineage > self.lineage, f"lineage {lineage} is not new to {self}"
+        return PolicyVersion(lineage, self.updates)
 
     def __str__(self) -> str:
         return f"{self.lineage}.{self.updates}"

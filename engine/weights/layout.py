@@ -7,7 +7,7 @@ digest; xxh3-128 over those is the digest of the version.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,6 +15,7 @@ import xxhash
 from torch import Tensor
 
 from engine.errors import WeightChannelError
+from engine.parallel import share
 from engine.records.manifest import Bucket, Manifest, TensorEntry
 from engine.records.version import PolicyVersion
 
@@ -89,11 +90,21 @@ def view_entry(entry: TensorEntry, memory: Tensor) -> Tensor:
     return raw.view(torch_dtype(entry.dtype)).view(entry.shape)
 
 
-def write_entries(entries: tuple[TensorEntry, ...], tensors: Mapping[str, Tensor], memory: Tensor) -> None:
-    """Copy every tensor to its place, casting on the way; the only copy the sender makes."""
+def write_buckets(entries: tuple[TensorEntry, ...], tensors: Mapping[str, Tensor], memory: Tensor,
+                  bucket_mib: int) -> tuple[Bucket, ...]:
+    """Copy every tensor to its place, casting on the way: the only copy the sender makes.
+
+    Returns:
+        The bytes cut into buckets of ``bucket_mib`` MiB, each with its digest.
+    """
+    step, size = bucket_mib * 2**20, memory.numel()
     with torch.no_grad():
         for entry in entries:
             view_entry(entry, memory).copy_(tensors[entry.name])
+            end = entry.offset + entry.num_bytes
+            memory[end : _aligned(end)].zero_()  # another version may have lain here
+    ranges = [(offset, min(step, size - offset)) for offset in range(0, size, step)]
+    return tuple(Bucket(*where, digest) for where, digest in zip(ranges, range_digests(memory, ranges), strict=True))
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -108,16 +119,23 @@ def torch_dtype(name: str) -> torch.dtype:
     return dtype
 
 
-def bucket_digest(memory: Tensor, offset: int, num_bytes: int) -> str:
-    """xxh3-64 of a range of ``memory`` (uint8, one axis, CPU), hexadecimal."""
-    return xxhash.xxh3_64_hexdigest(memory[offset : offset + num_bytes].numpy().data)
+def range_digests(
+    memory: Tensor, ranges: Sequence[tuple[int, int]], fill: Callable[[int, int], None] | None = None
+) -> list[str]:
+    """xxh3-64 of ranges (offset, bytes) of ``memory`` (uint8, one axis, CPU), hexadecimal.
 
+    The ranges are shared among threads; ``fill`` brings the bytes (first, last + 1) of one before it is
+    digested, None where they are there.
+    """
+    data = memory.numpy().data
 
-def digest_buckets(memory: Tensor, bucket_mib: int) -> tuple[Bucket, ...]:
-    """The bytes cut into buckets of ``bucket_mib`` MiB, each with its digest."""
-    step, size = bucket_mib * 2**20, memory.numel()
-    ranges = [(offset, min(step, size - offset)) for offset in range(0, size, step)]
-    return tuple(Bucket(offset, count, bucket_digest(memory, offset, count)) for offset, count in ranges)
+    def one(where: tuple[int, int]) -> str:
+        first, last = where[0], sum(where)
+        if fill is not None:
+            fill(first, last)
+        return xxhash.xxh3_64_hexdigest(data[first:last])
+
+    return share(one, ranges)
 
 
 def version_digest(buckets: tuple[Bucket, ...]) -> str:

@@ -3,17 +3,20 @@
 ``<weights.folder>/perilune-<run_id>/v<lineage>.<updates>.weights`` holds one version, at most two stand at
 once. The writer fills a hidden file and renames it when its digests are known; a reader copies the bytes
 into staging memory of its own and verifies that copy, the very bytes it will serve. A reader owns nothing
-in the folder, so its death harms nobody, and a file it has opened outlives the writer's unlink. The lock
-``perilune-<run_id>.lock`` dies with the writer: a folder whose lock is free is a dead run's leftover.
+in the folder, so its death harms nobody. It holds a shared lock on the file while it copies; the writer
+writes its next version over a retired file that nobody reads, whose pages need not be found and cleared
+anew, and leaves one that is read to its readers. The lock ``perilune-<run_id>.lock`` dies with the writer: a
+folder whose lock is free is a dead run's leftover.
 """
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 import shutil
-import weakref
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,15 +29,15 @@ from engine.records.version import PolicyVersion
 from engine.run_folder import FileLock, free_bytes, is_disk_full
 from engine.weights.layout import (
     StagedWeights,
-    bucket_digest,
     check_manifest,
-    digest_buckets,
     plan_entries,
+    range_digests,
     staged_tensors,
     total_bytes,
     version_digest,
-    write_entries,
+    write_buckets,
 )
+from engine.weights.staging import StagingPool
 
 CHANNEL = "shared_memory"
 _PREFIX = "perilune-"
@@ -65,6 +68,15 @@ def _run_folder(config: WeightsConfig, run_id: str) -> Path:
     return Path(config.folder).absolute() / f"{_PREFIX}{run_id}"
 
 
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file of the sender, mapped."""
+
+    fd: int
+    memory: Tensor
+    """[bytes] uint8"""
+
+
 class SharedMemorySender:
     """The learner's end: writes versions, unlinks old ones.
 
@@ -87,7 +99,8 @@ class SharedMemorySender:
             raise WeightChannelError(
                 f"weights.folder={config.folder!r} cannot be used ({error}): give a writable folder"
             ) from error
-        self._files: dict[PolicyVersion, Path] = {}
+        self._files: dict[PolicyVersion, tuple[Path, _File]] = {}
+        self._spare: _File | None = None
         self._closed = False
 
     def publish(self, tensors: Mapping[str, Tensor], version: PolicyVersion) -> Manifest:
@@ -111,30 +124,42 @@ class SharedMemorySender:
         path = self._folder / f"v{version}.weights"
         temporary = path.with_name(f".{path.name}.tmp")
         try:
-            memory = self._reserve(temporary, size)
-            write_entries(entries, tensors, memory)
-            buckets = digest_buckets(memory, self._bucket_mib)
+            file = self._reserve(temporary, size)
+            buckets = write_buckets(entries, tensors, file.memory, self._bucket_mib)
             temporary.rename(path)
+            fcntl.flock(file.fd, fcntl.LOCK_UN)
         except OSError as error:
             if is_disk_full(error):
                 raise self._no_room(size) from error
             raise WeightChannelError(f"version {version} cannot be written: {error}") from error
         finally:
             temporary.unlink(missing_ok=True)
-        self._files[version] = path
+        self._files[version] = (path, file)
         return Manifest(version, entries, buckets, str(path), CHANNEL, version_digest(buckets))
 
     def retire(self, version: PolicyVersion) -> None:
-        """Unlink a version; readers that opened it go on. Unknown or retired versions are no error."""
-        path = self._files.pop(version, None)
-        if path is not None:
+        """Take a version away; readers that opened it go on. Unknown or retired versions are no error."""
+        path, file = self._files.pop(version, (None, None))
+        if path is None or file is None:
+            return
+        try:
+            fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.rename(self._spare_path)
+        except (BlockingIOError, FileNotFoundError):  # it is being read, or somebody removed it
             path.unlink(missing_ok=True)
+            os.close(file.fd)
+            return
+        self._drop_spare()
+        self._spare = file
 
     def close(self) -> None:
         """Remove the run's folder and lock; twice is harmless."""
         if self._closed:
             return
         self._closed = True
+        self._drop_spare()
+        for _, file in self._files.values():
+            os.close(file.fd)
         self._files.clear()
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.release(remove=True)
@@ -155,8 +180,24 @@ class SharedMemorySender:
             raise
         return lock
 
-    def _reserve(self, path: Path, num_bytes: int) -> Tensor:
-        """Mapped bytes [num_bytes] uint8 of a new file, with every page allocated."""
+    @property
+    def _spare_path(self) -> Path:
+        return self._folder / ".spare.weights"
+
+    def _drop_spare(self) -> None:
+        if self._spare is not None:
+            os.close(self._spare.fd)
+        self._spare = None
+
+    def _reserve(self, path: Path, num_bytes: int) -> _File:
+        """A file of this size with every page allocated: the spare one, or a new one."""
+        spare = self._spare
+        if spare is not None and spare.memory.numel() == num_bytes == os.fstat(spare.fd).st_size:
+            self._spare_path.rename(path)
+            self._spare = None
+            return spare
+        self._drop_spare()
+        self._spare_path.unlink(missing_ok=True)
         if free_bytes(self._folder) < num_bytes:
             raise self._no_room(num_bytes)
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
@@ -164,9 +205,10 @@ class SharedMemorySender:
             # A full tmpfs kills whoever touches an unallocated page with SIGBUS; here it is an error.
             os.posix_fallocate(fd, 0, num_bytes)
             mapped = mmap.mmap(fd, num_bytes)
-        finally:
+        except OSError:
             os.close(fd)
-        return torch.frombuffer(memoryview(mapped), dtype=torch.uint8)
+            raise
+        return _File(fd, torch.frombuffer(memoryview(mapped), dtype=torch.uint8))
 
     def _no_room(self, need: int) -> WeightChannelError:
         folder = self._folder.parent
@@ -174,25 +216,6 @@ class SharedMemorySender:
             f"{folder} has {free_bytes(folder)} bytes free, one version needs {need}: enlarge it (docker "
             "run --shm-size, or mount -o remount,size=...), or name a larger weights.folder"
         )
-
-
-class _Staging:
-    """Private memory for one version, lent out and free again when its last tensor is gone."""
-
-    def __init__(self, num_bytes: int) -> None:
-        self.num_bytes = num_bytes
-        self._memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        self._lease: weakref.ref[memoryview] | None = None
-
-    @property
-    def free(self) -> bool:
-        return self._lease is None or self._lease() is None
-
-    def lend(self) -> tuple[memoryview, Tensor]:
-        # The tensor's storage keeps this memoryview alive, so its death is the end of every view.
-        lease = memoryview(self._memory)
-        self._lease = weakref.ref(lease)
-        return lease, torch.frombuffer(lease, dtype=torch.uint8)
 
 
 class SharedMemoryReceiver:
@@ -204,7 +227,7 @@ class SharedMemoryReceiver:
 
     def __init__(self, config: WeightsConfig, run_id: str) -> None:
         self._folder = _run_folder(config, run_id)
-        self._stagings: list[_Staging] = []
+        self._staging = StagingPool()
 
     def receive(self, manifest: Manifest) -> StagedWeights:
         """Bring one version into staging.
@@ -226,22 +249,31 @@ class SharedMemoryReceiver:
             )
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError as error:
-            raise WeightChannelError(
-                f"version {manifest.version} is gone from {self._folder}: it was retired or its run ended; "
-                "ask for the current manifest"
-            ) from error
+        except FileNotFoundError:
+            raise self._gone(manifest) from None
         except OSError as error:
             raise WeightChannelError(f"version {manifest.version}: cannot open {path}: {error}") from error
         try:
+            # Shared, so that the writer leaves the file alone; the next version may lie in it by now.
+            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(fd), path.stat()):
+                raise self._gone(manifest)
             memory = self._read(fd, manifest)
+        except (BlockingIOError, FileNotFoundError):
+            raise self._gone(manifest) from None
         finally:
             os.close(fd)
         return StagedWeights(manifest.version, manifest.digest, staged_tensors(manifest, memory))
 
+    def _gone(self, manifest: Manifest) -> WeightChannelError:
+        return WeightChannelError(
+            f"version {manifest.version} is gone from {self._folder}: it was retired or its run ended; "
+            "ask for the current manifest"
+        )
+
     def close(self) -> None:
         """Forget the staging memory; tensors that are still held keep theirs. Twice is harmless."""
-        self._stagings.clear()
+        self._staging.clear()
 
     def _read(self, fd: int, manifest: Manifest) -> Tensor:
         size = os.fstat(fd).st_size
@@ -250,22 +282,20 @@ class SharedMemoryReceiver:
                 f"version {manifest.version} has {size} bytes on disk, expected {manifest.num_bytes}: "
                 "truncated or overwritten; publish it again"
             )
-        lease, memory = self._staging(manifest.num_bytes).lend()
-        for index, bucket in enumerate(manifest.buckets):
+        lease, memory = self._staging.lend(manifest.num_bytes)
+
+        def read(done: int, end: int) -> None:
             # Read instead of mapped: a file cut short meanwhile is a short read, not a SIGBUS.
-            done, end = bucket.offset, bucket.offset + bucket.num_bytes
             while done < end and (count := os.preadv(fd, [lease[done:end]], done)):
                 done += count
-            found = bucket_digest(memory, bucket.offset, bucket.num_bytes)
-            if done < end or found != bucket.digest:
+            lease[done:end] = bytes(end - done)  # what is missing must not be what lay here before
+
+        buckets = manifest.buckets
+        digests = range_digests(memory, [(bucket.offset, bucket.num_bytes) for bucket in buckets], read)
+        for index, (bucket, found) in enumerate(zip(buckets, digests, strict=True)):
+            if found != bucket.digest:
                 raise WeightChannelError(
-                    f"version {manifest.version}, bucket {index} of {len(manifest.buckets)}: digest "
-                    f"{found}, expected {bucket.digest}; the bytes are refused, publish the version again"
+                    f"version {manifest.version}, bucket {index} of {len(buckets)}: digest {found}, expected "
+                    f"{bucket.digest}; the bytes are refused, publish the version again"
                 )
         return memory
-
-    def _staging(self, num_bytes: int) -> _Staging:
-        fitting = [s for s in self._stagings if s.free and s.num_bytes == num_bytes]
-        chosen = fitting[0] if fitting else _Staging(num_bytes)
-        self._stagings = [s for s in self._stagings if not s.free] + [chosen]
-        return chosen

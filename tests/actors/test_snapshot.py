@@ -10,6 +10,7 @@ from engine.replay.ledger import Ledger
 from tests.actors.fake_driver import fake_driver
 
 PARTS = ("controller", "draw", "observer")
+CONTROLLER = {"version": PolicyVersion(0, 3)}
 
 
 class Learner:
@@ -21,8 +22,8 @@ class Learner:
     def write_state(self, path):
         path.write_bytes(self.state)
 
-    def load_state(self, path):
-        self.state = path.read_bytes()
+    def load_state(self, path, lineage):
+        self.state, self.lineage = path.read_bytes(), lineage
 
     def close(self):
         pass
@@ -43,6 +44,7 @@ def life(config, tmp_path):
         driver.replay.side_effect = lambda method, *arguments: {"groups": 5}
         for part in PARTS:
             getattr(driver, part).state_dict.return_value = {"of": part}
+        driver.controller.state_dict.return_value = CONTROLLER
         opened.append(driver)
         return driver, learner
 
@@ -70,8 +72,9 @@ def test_every_part_comes_back_and_what_came_later_is_gone(life, tmp_path):
     again, resumed = life()
     snapshot.restore(again, tmp_path / "checkpoints")
     assert resumed.state == b"first"
-    for part in PARTS:
+    for part in ("draw", "observer"):
         assert getattr(again, part).load_state_dict.call_args.args[0] == {"of": part}
+    assert again.controller.load_state_dict.call_args.args == (CONTROLLER, resumed.lineage)
     assert again.replay.call_args.args == ("load_state_dict", {"groups": 5})
     assert again.ledger.counts()["trajectories"]["issued"] == 1
     assert again.judging.correct == {4: True}
@@ -80,6 +83,22 @@ def test_every_part_comes_back_and_what_came_later_is_gone(life, tmp_path):
     again.arrivals.write(b", on")
     again.arrivals.flush()
     assert (tmp_path / "arrivals").read_bytes() == b"before, on"
+
+
+def test_lives_that_go_on_from_one_checkpoint_have_lineages_of_their_own(life, tmp_path):
+    driver, _ = life()
+    fill(driver)
+    snapshot.save(driver, tmp_path / "checkpoints")
+    lineages = []
+    for _ in range(3):
+        again, learner = life()
+        snapshot.restore(again, tmp_path / "checkpoints")
+        lineages.append(learner.lineage)
+    assert lineages == [1, 2, 3]
+
+
+def test_a_lineage_is_given_once(tmp_path):
+    assert [snapshot.next_lineage(tmp_path, after) for after in (0, 0, 7, 2)] == [1, 2, 8, 9]
 
 
 def test_old_checkpoints_make_room(life, tmp_path, config):

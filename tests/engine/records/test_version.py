@@ -13,6 +13,9 @@ COUNTS = st.integers(0, 50)
 def test_next_and_forked() -> None:
     assert PolicyVersion(2, 5).next() == PolicyVersion(2, 6)
     assert PolicyVersion(2, 5).forked() == PolicyVersion(3, 5)
+    assert PolicyVersion(2, 5).forked(7) == PolicyVersion(7, 5)
+    with pytest.raises(AssertionError, match="lineage 2 is not new"):
+        PolicyVersion(2, 5).forked(2)
     assert str(PolicyVersion(2, 5)) == "2.5"
 
 

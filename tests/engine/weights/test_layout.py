@@ -9,21 +9,19 @@ from engine.records.version import PolicyVersion
 from engine.weights.layout import (
     ALIGNMENT,
     check_manifest,
-    digest_buckets,
     plan_entries,
     staged_tensors,
     total_bytes,
     version_digest,
     weights_digest,
-    write_entries,
+    write_buckets,
 )
 
 
 def manifest_of(tensors, dtype=None, bucket_mib=1):
     entries = plan_entries(tensors, dtype)
-    memory = torch.zeros(total_bytes(entries), dtype=torch.uint8)
-    write_entries(entries, tensors, memory)
-    buckets = digest_buckets(memory, bucket_mib)
+    memory = torch.full((total_bytes(entries),), 255, dtype=torch.uint8)
+    buckets = write_buckets(entries, tensors, memory, bucket_mib)
     digest = version_digest(buckets)
     return Manifest(PolicyVersion(0, 1), entries, buckets, "memory", "test", digest), memory
 
@@ -42,6 +40,23 @@ def test_tied_tensors_stand_once_and_equal_values_do_not_tie():
     shared = torch.randn(4, 4)
     entries = plan_entries({"head": shared, "embed": shared.view(4, 4), "twin": shared.clone()}, None)
     assert [(entry.name, entry.aliases) for entry in entries] == [("embed", ("head",)), ("twin", ())]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_tensors_that_cross_pieces_and_buckets_arrive_whole_with_zeros_between(threads):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    sizes = {"a": 3, "b": 700_001, "c": 0, "d": 262_144, "e": 1, "f": 900_000}
+    tensors = {name: torch.randn(size).bfloat16() for name, size in sizes.items()}
+    manifest, memory = manifest_of(tensors)
+    torch.set_num_threads(before)
+    staged = staged_tensors(manifest, memory)
+    assert all(torch.equal(staged[name], tensor) for name, tensor in tensors.items())
+    assert len(manifest.buckets) == 4
+    ends = [(entry.offset + entry.num_bytes, -entry.num_bytes % ALIGNMENT) for entry in manifest.tensors]
+    assert sum(gap for _, gap in ends) > 0
+    assert all(not memory[end : end + gap].any() for end, gap in ends)
+    assert manifest_of(tensors)[0].digest == manifest.digest
 
 
 def test_a_transposed_view_is_not_tied():

@@ -1,3 +1,4 @@
+import fcntl
 import os
 import signal
 import subprocess
@@ -165,6 +166,53 @@ def test_at_most_two_versions_stand_and_a_late_reader_is_told(sender, receiver):
         receiver.receive(manifests[1])
 
 
+def test_a_retired_file_is_written_over_unless_somebody_reads_it(sender, receiver, monkeypatch):
+    inodes = [Path(sender.publish(some_weights(1), V1).location).stat().st_ino]
+    old = sender.publish(some_weights(2), V2)
+    manifest = sender.publish(some_weights(3), V3)
+    inodes += [Path(m.location).stat().st_ino for m in (old, manifest)]
+    assert inodes[2] == inodes[0] != inodes[1]
+    assert receiver.receive(manifest).version == V3
+    read = os.preadv
+
+    def slow(fd, buffers, offset):
+        monkeypatch.setattr(os, "preadv", read)
+        found = sender.publish(some_weights(4), V4)
+        assert Path(found.location).stat().st_ino not in inodes
+        return read(fd, buffers, offset)
+
+    monkeypatch.setattr(os, "preadv", slow)
+    staged = receiver.receive(old)
+    assert torch.equal(staged.tensors["weight"], some_weights(2)["weight"])
+
+
+def test_a_reader_that_comes_while_its_file_is_written_over_is_told(sender, receiver, monkeypatch):
+    late = sender.publish(some_weights(1), V1)
+    sender.publish(some_weights(2), V2)
+    lock = fcntl.flock
+
+    def overtaken(fd, how):
+        monkeypatch.setattr(fcntl, "flock", lock)
+        sender.publish(some_weights(3), V3)
+        return lock(fd, how)
+
+    monkeypatch.setattr(fcntl, "flock", overtaken)
+    with pytest.raises(WeightChannelError, match=r"version 0\.1 is gone"):
+        receiver.receive(late)
+
+
+def test_a_spare_of_another_size_is_not_used(sender, receiver):
+    sizes = [300, 300, 500, 300]
+    for updates, size in enumerate(sizes, start=1):
+        staged = receiver.receive(sender.publish(some_weights(updates, size), PolicyVersion(0, updates)))
+        assert torch.equal(staged.tensors["weight"], some_weights(updates, size)["weight"])
+    manifest = sender.publish(some_weights(5, 300), PolicyVersion(0, 5))
+    os.truncate(manifest.location, 10)
+    for updates in (6, 7):
+        staged = receiver.receive(sender.publish(some_weights(updates, 300), PolicyVersion(0, updates)))
+    assert torch.equal(staged.tensors["weight"], some_weights(7, 300)["weight"])
+
+
 def test_versions_in_quick_succession_do_not_write_over_each_other(sender, receiver):
     staged = []
     for seed, version in enumerate((V1, V2, V3)):
@@ -184,7 +232,7 @@ def test_staging_memory_is_reused_once_no_tensor_views_it(sender, receiver):
     assert torch.equal(kept, some_weights(1)["weight"][5:])
     del kept
     reused = {receiver.receive(sender.publish(some_weights(4), V4)).tensors["weight"].data_ptr()}
-    assert len(receiver._stagings) <= 2
+    assert len(receiver._staging) <= 2
     assert current.tensors["weight"].data_ptr() not in reused
 
 
