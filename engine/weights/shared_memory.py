@@ -139,9 +139,9 @@ class SharedMemorySender:
 
     def retire(self, version: PolicyVersion) -> None:
         """Take a version away; readers that opened it go on. Unknown or retired versions are no error."""
-        path, file = self._files.pop(version, (None, None))
-        if path is None or file is None:
+        if version not in self._files:
             return
+        path, file = self._files.pop(version)
         try:
             fcntl.flock(file.fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.rename(self._spare_path)
@@ -253,8 +253,7 @@ class SharedMemoryReceiver:
             raise self._gone(manifest) from None
         except OSError as error:
             raise WeightChannelError(f"version {manifest.version}: cannot open {path}: {error}") from error
-        try:
-            # Shared, so that the writer leaves the file alone; the next version may lie in it by now.
+        try:  # shared, so that the writer leaves the file alone; the next version may lie in it by now
             fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
             if not os.path.samestat(os.fstat(fd), path.stat()):
                 raise self._gone(manifest)
