@@ -15,8 +15,6 @@ class _Staging:
     def __init__(self, num_bytes: int) -> None:
         self.num_bytes = num_bytes
         self._memory = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            self._memory.madvise(mmap.MADV_HUGEPAGE)  # it is walked from end to end, twice for every version
         self._lease: weakref.ref[memoryview] | None = None
 
     @property
