@@ -7,6 +7,8 @@ TORCH_LIBRARY(perilune, m) {
   m.def("token_logprob(Tensor hidden, Tensor weight, Tensor target, Tensor scale, bool want_entropy)"
         " -> (Tensor, Tensor, Tensor)");
   m.def("logit_gradient(Tensor hidden, Tensor weight, Tensor target, Tensor statistics, int start) -> Tensor");
+  m.def("logits_logprob(Tensor logits, Tensor target, Tensor scale) -> (Tensor logprob, Tensor entropy, Tensor lse)");
+  m.def("logits_gradient(Tensor logits, Tensor target, Tensor statistics) -> Tensor");
   m.def("sample(Tensor hidden, Tensor weight, Tensor temperature, Tensor key, Tensor position)"
         " -> (Tensor, Tensor)");
   m.def("slot_attention(Tensor query, Tensor key_cache, Tensor value_cache, Tensor slot, Tensor position,"
