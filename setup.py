@@ -1,4 +1,9 @@
-"""Install Perilune; where a C++ compiler is at hand, build its compiled ops as well."""
+"""Install Perilune; where a C++ compiler is at hand, build its compiled ops as well.
+
+``PERILUNE_CUDA`` says whether the kernels for GPUs are built too: ``auto`` (default) where torch was built for CUDA
+and nvcc is at hand, ``1`` always (what is missing is an error), ``0`` never. They are built for sm_90a, or for what
+``TORCH_CUDA_ARCH_LIST`` names.
+"""
 
 from __future__ import annotations
 
@@ -55,15 +60,52 @@ def missing_for_extension() -> str:
     return ""
 
 
+def missing_for_cuda() -> str:
+    """What the kernels for GPUs lack here; empty when they can be built."""
+    import torch
+    from torch.utils.cpp_extension import CUDA_HOME
+
+    if torch.version.cuda is None:
+        return f"torch {torch.__version__} is built without CUDA"
+    if CUDA_HOME is None or not (Path(CUDA_HOME) / "bin" / "nvcc").exists():
+        return "no nvcc (set CUDA_HOME to where the CUDA toolkit lies)"
+    return ""
+
+
+def cuda_extensions() -> list[Any]:
+    """``engine.ops._C_cuda`` where it is wanted and can be built."""
+    wanted = os.environ.get("PERILUNE_CUDA", "auto")
+    if wanted not in ("auto", "0", "1"):
+        raise SystemExit(f"PERILUNE_CUDA={wanted!r}: set it to auto, 0 or 1, or leave it unset")
+    reason = "PERILUNE_CUDA=0" if wanted == "0" else missing_for_cuda()
+    if reason and wanted == "1":
+        raise SystemExit(f"PERILUNE_CUDA=1: {reason}")
+    if reason:
+        print(f"perilune: {reason}: no kernels for GPUs", file=sys.stderr)
+        return []
+    from torch.utils.cpp_extension import CUDAExtension
+
+    sources = sorted(glob("csrc/cuda/*.cu", root_dir=HERE) + glob("csrc/bindings/cuda*.cpp", root_dir=HERE))
+    hopper = [] if os.environ.get("TORCH_CUDA_ARCH_LIST") else ["-gencode", "arch=compute_90a,code=sm_90a"]
+    module = CUDAExtension(
+        "engine.ops._C_cuda",
+        sources,
+        depends=sorted(glob("csrc/*/*.h", root_dir=HERE) + glob("csrc/cuda/*.cuh", root_dir=HERE)),
+        extra_compile_args={"cxx": ["-O3", "-fvisibility=hidden", "-g0"], "nvcc": ["-O3", *hopper]},
+    )
+    return [module]
+
+
 def extension() -> dict[str, Any]:
-    """Keyword arguments of ``setup`` that build ``engine.ops._C``, or none."""
+    """Keyword arguments of ``setup`` that build ``engine.ops._C`` and ``engine.ops._C_cuda``, or none."""
     reason = missing_for_extension()
     if reason:
         print(f"perilune: {reason}: no compiled ops, the readable references serve", file=sys.stderr)
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    sources = sorted(glob("csrc/cpu/*.cpp", root_dir=HERE) + glob("csrc/bindings/*.cpp", root_dir=HERE))
+    bindings = set(glob("csrc/bindings/*.cpp", root_dir=HERE)) - set(glob("csrc/bindings/cuda*.cpp", root_dir=HERE))
+    sources = sorted([*glob("csrc/cpu/*.cpp", root_dir=HERE), *bindings])
     # No vector type crosses a library border (psabi); GCC's own AVX-512 headers trip the other warning.
     quiet = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
     flags = [
@@ -84,7 +126,7 @@ def extension() -> dict[str, Any]:
     )
     ninja = shutil.which("ninja") is not None
     return {
-        "ext_modules": [module],
+        "ext_modules": [module, *cuda_extensions()],
         "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=ninja)},
     }
 

@@ -199,24 +199,26 @@ std::tuple<Tensor, Tensor> sample(const Tensor& hidden, const Tensor& weight, co
   return {token, logprob};
 }
 
+// Rows of the result lie a multiple of eight tokens apart: the products that take it are slow with others.
 Tensor logit_gradient(const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& statistics,
                       int64_t start) {
   Call call({{"hidden", hidden}, {"weight", weight}, {"target", target}, {"statistics", statistics}});
   Dtype dtype = cuda_dtype_of(hidden, "hidden");
   Tensor x = hidden.contiguous(), w = weight.contiguous(), y = target.contiguous(), columns = statistics.contiguous();
   int64_t tokens = x.size(0), rows = w.size(0);
-  Tensor out = at::empty({rows, tokens}, hidden.options());
+  int64_t pitch = (tokens + 7) / 8 * 8;
+  Tensor out = at::empty({rows, pitch}, hidden.options()).narrow(1, 0, tokens);
   if (!tokens) return out;
-  int64_t step = std::min(rows, std::max<int64_t>(128, kGradientLogits / tokens / 128 * 128));
-  Tensor logits = at::empty({step, tokens}, hidden.options().dtype(at::kFloat)), states = x.t();
+  int64_t step = std::min(rows, std::max<int64_t>(128, kGradientLogits / pitch / 128 * 128));
+  Tensor logits = at::empty({step, pitch}, hidden.options().dtype(at::kFloat)).narrow(1, 0, tokens), states = x.t();
   char* to = static_cast<char*>(out.mutable_data_ptr());
   for (int64_t row = 0; row < rows; row += step) {
     int64_t here = std::min(step, rows - row);
     Tensor part = logits.narrow(0, 0, here);
     multiply(part, w.narrow(0, row, here), states);
     Call::check(cuda::gradient({logits.const_data_ptr<float>(), y.const_data_ptr<int64_t>(),
-                                columns.const_data_ptr<float>(), to + row * tokens * int64_t(out.element_size()),
-                                here, tokens, start + row, dtype}, call.stream()), "gradient");
+                                columns.const_data_ptr<float>(), to + row * pitch * int64_t(out.element_size()),
+                                here, tokens, pitch, start + row, dtype}, call.stream()), "gradient");
   }
   return out;
 }

@@ -90,9 +90,10 @@ __global__ void __launch_bounds__(kGradientThreads) gradient_kernel(LogitGradien
   T* out = static_cast<T*>(args.out);
   Slope slopes[kColumns];
 #pragma unroll
-  for (int i = 0; i < kColumns; ++i) slopes[i] = slope_of(args.statistics + (i < left ? token + i : token), args.tokens);
+  for (int i = 0; i < kColumns; ++i)
+    slopes[i] = slope_of(args.statistics + (i < left ? token + i : token), args.tokens);
   for (int64_t r = row; r < end; ++r) {
-    int64_t at = r * args.tokens + token;
+    int64_t at = r * args.pitch + token;
     float values[kColumns];
     load_some<whole>(args.logits + at, left, 0.0f, values);
 #pragma unroll
@@ -103,7 +104,7 @@ __global__ void __launch_bounds__(kGradientThreads) gradient_kernel(LogitGradien
   for (int64_t t = token; t < token + min(left, int64_t(kColumns)); ++t) {
     int64_t hit = args.target[t] - args.start;
     if (hit < row || hit >= end) continue;
-    int64_t at = hit * args.tokens + t;
+    int64_t at = hit * args.pitch + t;
     out[at] = narrow<T>(on_target(args.statistics + t, args.tokens, args.logits[at]));
   }
 }
@@ -111,7 +112,7 @@ __global__ void __launch_bounds__(kGradientThreads) gradient_kernel(LogitGradien
 template <typename T>
 void launch_gradient(const LogitGradient& args, Stream stream) {
   dim3 grid(parts(args.tokens, kGradientThreads * kColumns), parts(args.rows, kGradientRows));
-  bool whole = args.tokens % 8 == 0 && aligned(args.logits, 0) && aligned(args.out, 0);
+  bool whole = aligned(args.logits, args.pitch * 4) && aligned(args.out, args.pitch * int64_t(sizeof(T)));
   auto kernel = whole ? gradient_kernel<true, T> : gradient_kernel<false, T>;
   kernel<<<grid, kGradientThreads, 0, stream_of(stream)>>>(args);
 }

@@ -52,14 +52,14 @@ Failure finish(const Partial* partials, const float* chosen, int64_t rows, int64
 // 1 / temperature, 1 where it is 0, NaN where it is below 0.
 Failure scales(const float* temperature, int64_t rows, float* scale, Stream stream);
 
-// Gradient for raw logits [rows, tokens] (row: vocabulary entry start + row), into out of the given dtype;
-// statistics [7, tokens] as in ops/token_logprob.h.
+// Gradient for raw logits [rows, tokens] (row: vocabulary entry start + row), into out of the given dtype; rows of
+// both lie `pitch` values apart. statistics [7, tokens] as in ops/token_logprob.h.
 struct LogitGradient {
   const float* logits;
   const int64_t* target;
   const float* statistics;
   void* out;
-  int64_t rows, tokens, start;
+  int64_t rows, tokens, pitch, start;
   Dtype dtype;
 };
 Failure gradient(const LogitGradient& args, Stream stream);

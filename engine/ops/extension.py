@@ -1,7 +1,8 @@
 """The compiled half of the ops: is it there, and which instructions may it use.
 
 ``engine.ops._C`` is built by ``setup.py``. Without it every op runs its readable reference, which is said
-once on the logger ``perilune.ops``. Two environment variables steer the choice, both read at import:
+once on the logger ``perilune.ops``. With a torch for CUDA it builds ``engine.ops._C_cuda`` as well, the
+kernels for GPUs. Two environment variables steer the choice, both read at import:
 
 ``PERILUNE_OPS``
     ``auto`` (default) or ``reference``: leave the extension alone.
@@ -62,7 +63,24 @@ def force_level(wanted: str) -> None:
         raise ConfigError("PERILUNE_OPS_LEVEL", wanted, f"this processor reaches {best} at most")
 
 
+def _load_cuda() -> bool:
+    if not _available or torch.version.cuda is None:
+        return False
+    try:
+        importlib.import_module("engine.ops._C_cuda")
+    except ImportError as error:
+        if torch.cuda.is_available():
+            _log.warning(
+                "the kernels for GPUs are missing, the slower references serve there: run "
+                "`PERILUNE_CUDA=1 python setup.py build_ext --inplace` where nvcc is (%s)",
+                error,
+            )
+        return False
+    return True
+
+
 _available = _load()
+_cuda_available = _load_cuda()
 
 
 def available() -> bool:
@@ -70,8 +88,13 @@ def available() -> bool:
     return _available
 
 
+def cuda_available() -> bool:
+    """Whether the kernels for GPUs are loaded; tensors on a GPU meet the references otherwise."""
+    return _cuda_available
+
+
 def level() -> str:
-    """``amx``, ``avx512``, ``avx2`` or ``plain``; ``reference`` without the extension."""
+    """Of the processor: ``amx``, ``avx512``, ``avx2`` or ``plain``; ``reference`` without the extension."""
     return str(torch.ops.perilune.cpu_level()) if _available else "reference"
 
 

@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from engine.ops.arguments import expect, expect_range
-from engine.ops.extension import register
+from engine.ops.extension import cuda_available, register
 
 _BACKWARD_ROWS = 4096
+_CUDA_BACKWARD_ROWS = 16384
+_CUDA_BACKWARD_LOGITS = 1 << 27
 _REFERENCE_TOKENS = 512
 
 
@@ -161,7 +163,11 @@ def _fake(
 def _fake_gradient(
     hidden: Tensor, weight: Tensor, target: Tensor, statistics: Tensor, start: int
 ) -> Tensor:
-    return hidden.new_empty(weight.shape[0], hidden.shape[0])
+    tokens = hidden.shape[0]
+    if hidden.device.type == "cuda" and cuda_available():
+        # Rows a multiple of eight values apart: the products that follow are slow with others.
+        return hidden.new_empty(weight.shape[0], (tokens + 7) // 8 * 8)[:, :tokens]
+    return hidden.new_empty(weight.shape[0], tokens)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -179,15 +185,32 @@ def _backward(ctx: Any, g_logprob: Tensor, g_entropy: Tensor, g_lse: Tensor) -> 
     statistics = torch.stack([scale, lse, entropy, logprob, g_logprob, g_entropy, g_lse])
     d_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
     d_weight = torch.empty_like(weight) if want_weight else None
-    for start in range(0, weight.shape[0], _BACKWARD_ROWS):
-        rows = weight[start : start + _BACKWARD_ROWS]
+    step = _backward_rows(hidden)
+    for start in range(0, weight.shape[0], step):
+        rows = weight[start : start + step]
         d_logits = _gradient_op(hidden, rows, target, statistics, start)
         if want_hidden:
-            # Widened first: adding bfloat16 to float32 in one call is several times slower on a CPU.
-            d_hidden += (d_logits.T @ rows).float()
+            _add_product(d_hidden, d_logits.T, rows)
         if d_weight is not None:
-            torch.mm(d_logits, hidden, out=d_weight[start : start + _BACKWARD_ROWS])
+            torch.mm(d_logits, hidden, out=d_weight[start : start + step])
     return d_hidden.to(hidden.dtype) if want_hidden else None, d_weight, None, None, None
+
+
+def _backward_rows(hidden: Tensor) -> int:
+    """Vocabulary rows of one step: many on a GPU, as far as their logits take 256 MiB in bfloat16."""
+    if hidden.device.type != "cuda":
+        return _BACKWARD_ROWS
+    fitting = _CUDA_BACKWARD_LOGITS // max(hidden.shape[0], 1) // 1024 * 1024
+    return min(max(fitting, 1024), _CUDA_BACKWARD_ROWS)
+
+
+def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
+    """Add ``left @ right`` to a float32 ``total``."""
+    if total.device.type == "cuda" and left.dtype == torch.bfloat16:
+        torch.addmm(total, left, right, out_dtype=torch.float32, out=total)
+    else:
+        # Widened first: adding bfloat16 to float32 in one call is several times slower on a CPU.
+        total += (left @ right).float()
 
 
 _op = register(

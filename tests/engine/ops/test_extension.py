@@ -55,14 +55,19 @@ def test_reference_and_missing_extension_serve() -> None:
     assert str(token.tolist()) in forced.stdout
 
 
+def test_kernels_for_gpus_need_a_torch_for_gpus() -> None:
+    assert extension.cuda_available() <= extension.available()
+    assert extension.cuda_available() <= (torch.version.cuda is not None)
+
+
 def test_unknown_choice_is_refused() -> None:
     result = probe(PERILUNE_OPS="refrence")
     assert result.returncode != 0
     assert "PERILUNE_OPS='refrence': set it to auto or reference" in result.stderr
 
 
-def test_force_level(level: str) -> None:
-    assert extension.level() == level
+def test_force_level(cpu_level: str) -> None:
+    assert extension.level() == cpu_level
     with pytest.raises(ConfigError, match="choose one of plain, avx2, avx512, amx"):
         extension.force_level("neon")
 
@@ -70,6 +75,5 @@ def test_force_level(level: str) -> None:
 def test_every_op_is_registered() -> None:
     for op in (token_logprob._op, token_logprob._gradient_op, sample._op, packed_attention._op):
         assert op._schema.name.startswith("perilune::")
-        assert (
-            torch._C._dispatch_has_kernel_for_dispatch_key(op._schema.name, "CPU") == extension.available()
-        )
+        for key, there in (("CPU", extension.available()), ("CUDA", extension.cuda_available())):
+            assert torch._C._dispatch_has_kernel_for_dispatch_key(op._schema.name, key) == there

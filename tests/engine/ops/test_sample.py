@@ -59,7 +59,9 @@ def test_draws_the_tokens_of_the_reference(
         *(a.double() if a.dtype == dtype else a for a in arguments[:2]), *arguments[2:]
     )
     assert torch.equal(token, expected)
-    torch.testing.assert_close(logprob, near.float(), atol=1e-5, rtol=0)
+    # Tensor cores cut off what they add.
+    bound = 5e-5 if level == "cuda" and dtype == torch.bfloat16 else 1e-5
+    torch.testing.assert_close(logprob, near.float(), atol=bound, rtol=0)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
