@@ -37,16 +37,19 @@ struct Tiling {
 // 8 Mi logits each. The second serves decoding and the end of a batch, where the first would mostly multiply zeros.
 Tiling many = {1024, 8192}, few = {128, 65536};
 constexpr int64_t kChunkRows = 8192;        // bounds the partial sums that are kept
-constexpr int64_t kGradientLogits = 1 << 23;
+int64_t gradient_logits = 1 << 23;          // of one product of the backward
 
-void set_cuda_tiling(int64_t rows, int64_t columns, int64_t few_rows, int64_t few_columns) {
+// For measuring. Other tilings may give other last bits.
+void set_cuda_tiling(int64_t rows, int64_t columns, int64_t few_rows, int64_t few_columns, int64_t backward) {
   for (int64_t value : {columns, few_columns})
     TORCH_CHECK_VALUE(value > 0 && value % cuda::kSlab == 0, "columns: expected a multiple of ", cuda::kSlab,
                       ", got ", value);
   for (int64_t value : {rows, few_rows})
     TORCH_CHECK_VALUE(value > 0 && value % 128 == 0, "rows: expected a multiple of 128, got ", value);
   many = {rows, columns};
+  TORCH_CHECK_VALUE(backward > 0, "backward: expected a number of logits above 0, got ", backward);
   few = {few_rows, few_columns};
+  gradient_logits = backward;
 }
 
 // out = left @ right in fp32; fp32 factors are not shortened to tf32 whatever the process allows.
@@ -209,7 +212,7 @@ Tensor logit_gradient(const Tensor& hidden, const Tensor& weight, const Tensor& 
   int64_t pitch = (tokens + 7) / 8 * 8;
   Tensor out = at::empty({rows, pitch}, hidden.options()).narrow(1, 0, tokens);
   if (!tokens) return out;
-  int64_t step = std::min(rows, std::max<int64_t>(128, kGradientLogits / pitch / 128 * 128));
+  int64_t step = std::min(rows, std::max<int64_t>(128, gradient_logits / pitch / 128 * 128));
   Tensor logits = at::empty({step, pitch}, hidden.options().dtype(at::kFloat)).narrow(1, 0, tokens), states = x.t();
   char* to = static_cast<char*>(out.mutable_data_ptr());
   for (int64_t row = 0; row < rows; row += step) {
@@ -252,7 +255,8 @@ Tensor logits_gradient(const Tensor& logits, const Tensor& target, const Tensor&
 }  // namespace perilune
 
 TORCH_LIBRARY_FRAGMENT(perilune, m) {
-  m.def("set_cuda_tiling(int rows, int columns, int few_rows, int few_columns) -> ()", &perilune::set_cuda_tiling);
+  m.def("set_cuda_tiling(int rows, int columns, int few_rows, int few_columns, int backward) -> ()",
+        &perilune::set_cuda_tiling);
   m.def("cuda_few_agree(Tensor hidden, Tensor weight) -> bool", &perilune::cuda_few_agree);
 }
 
