@@ -107,5 +107,5 @@ if __name__ == "__main__":
     report = gpu.report_of_arguments(__doc__)
     report.add(torch_nccl=".".join(map(str, torch.cuda.nccl.version())))
     with tempfile.TemporaryDirectory() as folder:
-        report.add(torch=attempt("torch", str(Path(folder) / "meeting"), "1"))
-    report.add(cupy=attempt_cupy())
+        report.add(by_torch=attempt("torch", str(Path(folder) / "meeting"), "1"))
+    report.add(by_cupy=attempt_cupy())
