@@ -202,7 +202,8 @@ std::tuple<Tensor, Tensor> sample(const Tensor& hidden, const Tensor& weight, co
   return {token, logprob};
 }
 
-// Rows of the result lie a multiple of eight tokens apart: the products that take it are slow with others.
+// Rows of the result lie a multiple of eight tokens apart: the products that take it are slow with others. What lies
+// between them is 0, for a library may multiply it by the zeros that it fills up with itself.
 Tensor logit_gradient(const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& statistics,
                       int64_t start) {
   Call call({{"hidden", hidden}, {"weight", weight}, {"target", target}, {"statistics", statistics}});
@@ -210,7 +211,9 @@ Tensor logit_gradient(const Tensor& hidden, const Tensor& weight, const Tensor& 
   Tensor x = hidden.contiguous(), w = weight.contiguous(), y = target.contiguous(), columns = statistics.contiguous();
   int64_t tokens = x.size(0), rows = w.size(0);
   int64_t pitch = (tokens + 7) / 8 * 8;
-  Tensor out = at::empty({rows, pitch}, hidden.options()).narrow(1, 0, tokens);
+  Tensor filled = at::empty({rows, pitch}, hidden.options());
+  if (pitch != tokens) filled.zero_();
+  Tensor out = filled.narrow(1, 0, tokens);
   if (!tokens) return out;
   int64_t step = std::min(rows, std::max<int64_t>(128, gradient_logits / pitch / 128 * 128));
   Tensor logits = at::empty({step, pitch}, hidden.options().dtype(at::kFloat)).narrow(1, 0, tokens), states = x.t();

@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from engine.ops import extension
+from engine.ops.gated_silu import gated_silu
 from engine.ops.packed_attention import slot_attention, slot_attention_reference
+from engine.ops.rms_norm import rms_norm
 from engine.ops.rotary import rotate_and_store
 from engine.ops.sample import gumbel_noise, sample
 from engine.ops.token_logprob import token_logprob
@@ -271,4 +273,5 @@ def test_opcheck(name: str) -> None:
         "rms_norm": (hidden.detach(), weight.detach()[0], 1e-5),
         "gated_silu": (hidden.detach(),),
     }
+    assert rms_norm(*arguments["rms_norm"]).shape == gated_silu(hidden.detach().repeat(1, 2)).shape
     torch.library.opcheck(getattr(torch.ops.perilune, name).default, arguments[name])
