@@ -6,4 +6,7 @@
 - ``controller``: its step function alone; ``publish``: from new weights to the first token under them
 - ``subject``: the model and prompts that all sides share; ``timing``: interleaved repeats
 - ``child``: a side in a process of its own
+
+And what ``tools.check_gpu`` measures: ``gpu_head`` beside ``gpu_peers``, ``gpu_rows``, ``gpu_nccl``; ``gpu`` has the
+events, the memory and the ceilings of the card.
 """
