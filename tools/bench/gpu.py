@@ -39,7 +39,7 @@ def timed(sides: Mapping[str, Work], repeats: int = 20, warmups: int = 3) -> dic
             if repeat >= warmups:
                 events[name].append((began, ended))
     torch.cuda.synchronize()
-    for name in sides.keys() - found.keys():
+    for name in [name for name in sides if name not in found]:
         values = [began.elapsed_time(ended) for began, ended in events[name]]
         found[name] = {"median_ms": statistics.median(values), "least_ms": min(values), "largest_ms": max(values),
                        "repeats": len(values)}
