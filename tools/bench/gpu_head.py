@@ -21,6 +21,7 @@ TOKENS = 8192
 TILINGS = ((1024, 8192), (1024, 4096), (2048, 4096), (2048, 8192), (1024, 16384), (4096, 8192), (8192, 8192))
 BACKWARD = ((4096, 1 << 23), (8192, 1 << 23), (16384, 1 << 23), (16384, 1 << 22), (16384, 1 << 25), (16384, 1 << 27))
 FEW = (128, 65536)
+FEW_TILINGS = (FEW, (128, 32768), (128, 16384), (128, 8192), (256, 32768), (256, 8192))
 
 
 def problem(width: int, vocabulary: int) -> tuple[Tensor, ...]:
@@ -114,14 +115,24 @@ def times(arguments: tuple[Tensor, ...]) -> dict[str, Any]:
     return found
 
 
-def bits(arguments: tuple[Tensor, ...]) -> dict[str, bool]:
+def few_agree(arguments: tuple[Tensor, ...]) -> dict[str, bool]:
+    """Which shapes for few rows give the bits of the shape for many."""
+    found = {}
+    for rows, columns in FEW_TILINGS:
+        torch.ops.perilune.set_cuda_tiling(*TILINGS[0], rows, columns, 1 << 23)
+        found[f"{rows}x{columns}"] = bool(torch.ops.perilune.cuda_few_agree(*arguments[:2]))
+    torch.ops.perilune.set_cuda_tiling(*TILINGS[0], *FEW, 1 << 23)
+    return found
+
+
+def bits(arguments: tuple[Tensor, ...]) -> dict[str, Any]:
     """Whether repeats and other neighbours leave every bit, and whether few rows go by their own tile."""
     once, again = forward_of(ours, arguments)(), forward_of(ours, arguments)()
     some = forward_of(ours, tuple(x[3000:3007] if len(x) == TOKENS else x for x in arguments))()
     return {
         "repeats_equal": gpu.same_bits(once, again),
         "few_rows_equal": gpu.same_bits(some, tuple(x[3000:3007] for x in once)),
-        "few_rows_have_their_tile": bool(torch.ops.perilune.cuda_few_agree(*arguments[:2])),
+        "few_rows_have_their_tile": few_agree(arguments),
     }
 
 
