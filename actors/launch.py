@@ -18,6 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from actors.run import dry_run, run
 from engine.config import learning
 from engine.config.cluster import ClusterConfig, WeightsConfig
+from engine.config.model import ModelConfig
 from engine.config.prompts import PromptsConfig
 from engine.config.rewards import RewardConfig
 from engine.config.rollout import GeneratorConfig, RolloutConfig
@@ -31,7 +32,7 @@ SCHEMAS: tuple[tuple[str | None, str, type], ...] = (
     ("prompts", "prompts_schema", PromptsConfig),
     ("rollout", "rollout_schema", RolloutConfig),
     ("reward", "reward_schema", RewardConfig),
-    ("model", "model_schema", learning.ModelConfig),
+    ("model", "model_schema", ModelConfig),
     ("loss", "mirror_descent_schema", learning.MirrorDescentConfig),
     ("loss", "clipped_schema", learning.ClippedConfig),
     ("loss", "positives_schema", learning.PositivesConfig),

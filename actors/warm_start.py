@@ -24,6 +24,8 @@ from engine.models.policy import published_tensors, save_policy, scratch_network
 from engine.prompts.prompt_set import PromptSet
 from engine.prompts.traces import traces_for
 
+_TRACES_PER_PROMPT = 4
+
 
 def warm_start(config: RunConfig, prompts: PromptSet, say: Callable[[str], None]) -> Path:
     """Folder of the scratch policy after its SFT; made on first use."""
@@ -38,7 +40,9 @@ def warm_start(config: RunConfig, prompts: PromptSet, say: Callable[[str], None]
     network, tokenizer = scratch_network(config.model.scratch, warmup.seed)
     if warmup.steps:
         say(f"warming up: {warmup.steps} steps of SFT on long-chain-of-thought traces, once")
-        traces = traces_for(prompts.train, warmup.seed)
+        # Several traces of each prompt, so that none is known by its answer.
+        seeds = range(warmup.seed, warmup.seed + _TRACES_PER_PROMPT)
+        traces = [pair for seed in seeds for pair in traces_for(prompts.train, seed, warmup.hasty_fraction)]
         supervised_steps(network, tokenizer, traces, warmup, config.learning.row_tokens, Precision.float32)
     scratch = Path(tempfile.mkdtemp(prefix=".warm-", dir=target.parent))
     try:

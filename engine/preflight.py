@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from engine.config.cluster import ClusterKind
-from engine.config.learning import ModelSource
+from engine.config.model import ModelSource
 from engine.config.rollout import GeneratorKind, Precision
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, ModelError

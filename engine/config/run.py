@@ -7,14 +7,8 @@ from enum import Enum
 
 from engine.config.base import Config, require
 from engine.config.cluster import ClusterConfig, WeightsConfig
-from engine.config.learning import (
-    Baseline,
-    LearningConfig,
-    LossConfig,
-    MirrorDescentConfig,
-    ModelConfig,
-    ModelSource,
-)
+from engine.config.learning import Baseline, LearningConfig, LossConfig, MirrorDescentConfig
+from engine.config.model import ModelConfig, ModelSource
 from engine.config.prompts import PromptsConfig
 from engine.config.rewards import RewardConfig
 from engine.config.rollout import GeneratorConfig, RolloutConfig

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from engine.config.learning import OptimiserConfig, Schedule, WarmupConfig
+from engine.config.learning import OptimiserConfig, Schedule
+from engine.config.model import WarmupConfig
 from engine.config.rollout import Precision
 from engine.errors import NonFiniteError, PromptError
 from engine.learn.optimiser import MasterOptimiser
@@ -27,6 +28,9 @@ from engine.records.prompt import Prompt
 
 WARMUP_FRACTION = 0.1
 """Share of the steps in which the learning rate rises to its peak."""
+
+_BETA2 = 0.95
+"""Adam's memory of squared gradients: some twenty steps, since there are only hundreds."""
 
 
 def supervised_steps(
@@ -81,6 +85,7 @@ def _optimiser_config(config: WarmupConfig) -> OptimiserConfig:
         learning_rate=config.learning_rate,
         schedule=Schedule.cosine,
         warmup_steps=math.ceil(WARMUP_FRACTION * config.steps),
+        beta2=_BETA2,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.config.learning import AdapterConfig, ModelConfig, ModelSource, ScratchConfig
+from engine.config.model import AdapterConfig, ModelConfig, ModelSource, ScratchConfig
 from engine.config.rollout import Precision
 from engine.errors import ModelError
 from engine.models.packaged_model import packaged_model_folder
@@ -86,6 +86,8 @@ def scratch_network(config: ScratchConfig, seed: int) -> tuple[Any, PolicyTokeni
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
         max_position_embeddings=config.context_tokens,
+        # The usual 0.02 suits widths of thousands; a narrow network would spend its steps on growing out of it.
+        initializer_range=config.width**-0.5,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.end_id,
         bos_token_id=None,

@@ -3,6 +3,9 @@
 The four moves that the paper names are there: planning (the first sentence), evaluation (one step after
 the other), reflection (the last step is undone), exploration (a wrong step now and then, noticed and
 corrected). A trace of up to four one-digit terms stays within ``TRACE_CHARACTERS``.
+
+Some traces may be hasty: a guess near the right number, no thought before it. A policy that was taught both
+ways is one for which thinking is a choice, and reinforcement can find that it pays.
 """
 
 from __future__ import annotations
@@ -21,7 +24,11 @@ from engine.records.prompt import Prompt
 TRACE_CHARACTERS = 110
 """Length that traces of up to four one-digit terms keep, in characters."""
 
+GUESS_MISSES_BY = 3
+"""A hasty guess lies at most this far from the right number, so that one in seven is right."""
+
 _PLAN = "Plan: add left to right."
+_ANSWER = "Answer: "
 _MISTAKE_CHANCE = 0.25
 _SUM = re.compile(r"-?\d+(?: [+-] -?\d+)+")
 _UNDO = {"+": "-", "-": "+"}
@@ -56,11 +63,17 @@ def write_trace(prompt: Prompt, rng: np.random.Generator) -> str:
             f"prompt {prompt.prompt_id!r}: the terms give {total}, its entry says {entry.get('answer')!r}: "
             "a trace must end with the entry's answer"
         )
-    return " ".join([*lines, check, f"Answer: {total}"])
+    return " ".join([*lines, check, f"{_ANSWER}{total}"])
 
 
-def traces_for(prompts: Iterable[Prompt], seed: int) -> list[tuple[Prompt, str]]:
+def traces_for(prompts: Iterable[Prompt], seed: int, hasty_fraction: float = 0.0) -> list[tuple[Prompt, str]]:
     """Each prompt with its trace, which depends on ``seed`` and the prompt's id alone.
+
+    Args:
+        prompts: as :func:`write_trace` takes them.
+        seed: of the traces.
+        hasty_fraction: chance that a trace is ``Answer: <guess>`` and nothing else, the guess at most
+            ``GUESS_MISSES_BY`` beside the right number.
 
     Raises:
         PromptError: as :func:`write_trace`.
@@ -68,7 +81,12 @@ def traces_for(prompts: Iterable[Prompt], seed: int) -> list[tuple[Prompt, str]]
     pairs = []
     for prompt in prompts:
         key = xxhash.xxh3_64_intdigest(prompt.prompt_id.encode(), seed=seed & (2**64 - 1))
-        pairs.append((prompt, write_trace(prompt, np.random.Generator(np.random.Philox(key=key)))))
+        rng = np.random.Generator(np.random.Philox(key=key))
+        trace = write_trace(prompt, rng)
+        if rng.random() < hasty_fraction:
+            right = int(trace.rpartition(_ANSWER)[2])
+            trace = f"{_ANSWER}{right + int(rng.integers(-GUESS_MISSES_BY, GUESS_MISSES_BY + 1))}"
+        pairs.append((prompt, trace))
     return pairs
 
 

@@ -7,6 +7,7 @@ digest; xxh3-128 over those is the digest of the version.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -21,6 +22,9 @@ from engine.records.version import PolicyVersion
 
 ALIGNMENT = 64
 """Bytes; a cache line, and enough for every vector load."""
+
+_PIECE = 2**19
+"""Bytes that are digested while the core that brought them still has them in its cache; a multiple of ALIGNMENT."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,13 +102,26 @@ def write_buckets(entries: tuple[TensorEntry, ...], tensors: Mapping[str, Tensor
         The bytes cut into buckets of ``bucket_mib`` MiB, each with its digest.
     """
     step, size = bucket_mib * 2**20, memory.numel()
-    with torch.no_grad():
-        for entry in entries:
-            view_entry(entry, memory).copy_(tensors[entry.name])
-            end = entry.offset + entry.num_bytes
-            memory[end : _aligned(end)].zero_()  # another version may have lain here
     ranges = [(offset, min(step, size - offset)) for offset in range(0, size, step)]
-    return tuple(Bucket(*where, digest) for where, digest in zip(ranges, range_digests(memory, ranges), strict=True))
+    fill = _writer(entries, tensors, memory)
+    return tuple(Bucket(*where, digest) for where, digest in zip(ranges, range_digests(memory, ranges, fill), strict=True))
+
+
+def _writer(entries: tuple[TensorEntry, ...], tensors: Mapping[str, Tensor], memory: Tensor) -> Callable[[int, int], None]:
+    """Writes the bytes (first, last + 1) of the run, whichever tensors and paddings they belong to."""
+    starts = [entry.offset for entry in entries]
+    sources = [tensors[entry.name].detach().contiguous().view(-1) for entry in entries]
+    targets = [view_entry(entry, memory).view(-1) for entry in entries]
+
+    def write(first: int, last: int) -> None:
+        for index in range(max(bisect_right(starts, first) - 1, 0), bisect_left(starts, last)):
+            entry, item = entries[index], targets[index].itemsize
+            part = slice(max(first - entry.offset, 0) // item, (min(last - entry.offset, entry.num_bytes)) // item)
+            targets[index][part].copy_(sources[index][part])
+            end = entry.offset + entry.num_bytes
+            memory[max(end, first) : min(_aligned(end), last)].zero_()  # another version may have lain here
+
+    return write
 
 
 def torch_dtype(name: str) -> torch.dtype:
@@ -124,16 +141,19 @@ def range_digests(
 ) -> list[str]:
     """xxh3-64 of ranges (offset, bytes) of ``memory`` (uint8, one axis, CPU), hexadecimal.
 
-    The ranges are shared among threads; ``fill`` brings the bytes (first, last + 1) of one before it is
-    digested, None where they are there.
+    The ranges are shared among threads; ``fill`` brings bytes (first, last + 1), piece by piece, each before
+    it is digested; None where they are there.
     """
     data = memory.numpy().data
 
     def one(where: tuple[int, int]) -> str:
-        first, last = where[0], sum(where)
-        if fill is not None:
-            fill(first, last)
-        return xxhash.xxh3_64_hexdigest(data[first:last])
+        digest = xxhash.xxh3_64()
+        for first in range(where[0], sum(where), _PIECE):
+            last = min(first + _PIECE, sum(where))
+            if fill is not None:
+                fill(first, last)
+            digest.update(data[first:last])
+        return digest.hexdigest()
 
     return share(one, ranges)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from engine.config.cluster import ClusterConfig, ClusterKind, WeightsConfig
-from engine.config.learning import Baseline, MirrorDescentConfig, ModelConfig, ModelSource, ScratchConfig
+from engine.config.learning import Baseline, MirrorDescentConfig
+from engine.config.model import ModelConfig, ModelSource, ScratchConfig
 from engine.config.prompts import PromptsConfig
 from engine.config.rollout import RolloutConfig
 from engine.config.run import RunConfig

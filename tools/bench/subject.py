@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from actors.launch import compose
-from engine.config.learning import ScratchConfig
+from engine.config.model import ScratchConfig
 from engine.config.rollout import Precision, RepetitionConfig
 from engine.config.schedule import InFlight
 from engine.generate.native import NativeSampler

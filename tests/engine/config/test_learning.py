@@ -6,18 +6,13 @@ from typing import Any
 import pytest
 
 from engine.config.learning import (
-    AdapterConfig,
     ClippedConfig,
     ImportanceConfig,
     LearningConfig,
     LossConfig,
     MirrorDescentConfig,
-    ModelConfig,
-    ModelSource,
     OptimiserConfig,
     PositivesConfig,
-    ScratchConfig,
-    WarmupConfig,
 )
 from engine.errors import ConfigError
 
@@ -26,14 +21,6 @@ FRACTIONS = ("beta1", "beta2", "final_fraction")
 
 
 @pytest.mark.parametrize(("cls", "options", "key"), [
-    *((ScratchConfig, {name: 0}, f"model.scratch.{name}")
-      for name in ("layers", "width", "heads", "intermediate", "context_tokens")),
-    (ScratchConfig, {"width": 12, "heads": 4}, "model.scratch.heads"),
-    (AdapterConfig, {"rank": -1}, "model.adapter.rank"),
-    (WarmupConfig, {"steps": -1}, "model.warmup.steps"),
-    (WarmupConfig, {"batch_size": 0}, "model.warmup.batch_size"),
-    (WarmupConfig, {"learning_rate": -1.0}, "model.warmup.learning_rate"),
-    (ModelConfig, {"source": ModelSource.folder, "path": ""}, "model.path"),
     (ImportanceConfig, {"cap": 0.0}, "loss.importance.cap"),
     (ImportanceConfig, {"cap": 1.0, "floor": -0.5}, "loss.importance.cap"),
     (LossConfig, {"kl_coefficient": -0.1}, "loss.kl_coefficient"),
@@ -64,8 +51,6 @@ def test_what_cannot_work_is_refused(refused: Callable[..., None], cls: Any, opt
 def test_limits_themselves_are_fine() -> None:
     assert OptimiserConfig(learning_rate=0.0, beta1=0.0, max_gradient_norm=0.0).final_fraction == 0.0
     assert MirrorDescentConfig(tau=0.0).name == "mirror_descent"
-    assert ScratchConfig(layers=1, width=8, heads=4).alphabet == ""
-    assert ModelConfig(source=ModelSource.packaged).warmup.steps == 0
 
 
 def test_a_number_that_is_none_is_refused() -> None:

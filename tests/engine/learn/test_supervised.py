@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.config.learning import ScratchConfig, WarmupConfig
+from engine.config.model import ScratchConfig, WarmupConfig
 from engine.config.rollout import Precision
 from engine.errors import NonFiniteError, PromptError
 from engine.learn.supervised import supervised_steps

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from engine.config.learning import AdapterConfig, ModelConfig, ModelSource, ScratchConfig
+from engine.config.model import AdapterConfig, ModelConfig, ModelSource, ScratchConfig
 from engine.config.rollout import Precision
 from engine.errors import ModelError
 from engine.models.decoder import Decoder
