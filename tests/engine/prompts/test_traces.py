@@ -7,7 +7,7 @@ import pytest
 
 from engine.errors import PromptError
 from engine.prompts.tasks import task_prompts
-from engine.prompts.traces import TRACE_CHARACTERS, traces_for, write_trace
+from engine.prompts.traces import GUESS_MISSES_BY, TRACE_CHARACTERS, traces_for, write_trace
 from engine.records.prompt import Prompt
 
 DIGITS = {"min_terms": 2, "max_terms": 4, "min_digits": 1, "max_digits": 1}
@@ -42,6 +42,16 @@ def test_traces_depend_on_seed_and_prompt_alone():
     prompts = task_prompts("chain_sum", DIGITS, 40, seed=0)
     assert traces_for(prompts, seed=1) == traces_for(prompts[::-1], seed=1)[::-1]
     assert traces_for(prompts, seed=1) != traces_for(prompts, seed=2)
+
+
+def test_hasty_traces_are_guesses_near_the_number_and_the_others_stay_as_they_are():
+    prompts = task_prompts("chain_sum", DIGITS, 300, seed=0)
+    careful, mixed = traces_for(prompts, seed=1), traces_for(prompts, seed=1, hasty_fraction=0.6)
+    misses = [int(new.removeprefix("Answer: ")) - int(json.loads(prompt.answer_key)["answer"])
+              for (prompt, old), (_, new) in zip(careful, mixed, strict=True) if new != old]
+    assert 150 <= len(misses) <= 210
+    assert set(misses) == set(range(-GUESS_MISSES_BY, GUESS_MISSES_BY + 1))
+    assert {len(trace) < 12 for _, trace in traces_for(prompts, 1, 1.0)} == {True}
 
 
 def test_the_longest_one_digit_sums_stay_short():
