@@ -64,7 +64,7 @@ def extension() -> dict[str, Any]:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     sources = sorted(glob("csrc/cpu/*.cpp", root_dir=HERE) + glob("csrc/bindings/*.cpp", root_dir=HERE))
-    sources = [source for source in sources if not source.endswith("_cuda.cpp")]
+    sources = [source for source in sources if not Path(source).name.startswith("cuda")]
     # No vector type crosses a library border (psabi); GCC's own AVX-512 headers trip the other warning.
     quiet = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
     flags = [

@@ -67,6 +67,8 @@ int64_t longest_of(const perilune::Segments& segments) {
 }
 
 Tensor segment_offsets(const Tensor& segment, int64_t segments) {
+  TORCH_CHECK_VALUE(segment.numel() < INT64_C(1) << 31, "segment: expected fewer than 2**31 tokens, got ",
+                    segment.numel());
   Tensor index = segment.contiguous(), starts = at::empty({segments + 1}, segment.options().dtype(at::kInt));
   if (!perilune::segment_starts(index.const_data_ptr<int64_t>(), index.numel(), segments,
                                 starts.mutable_data_ptr<int32_t>()))
@@ -161,7 +163,6 @@ std::tuple<Tensor, Tensor> version_mask(const Tensor& versions, const Tensor& ca
   return {mask, counts};
 }
 
-
 const void* data_of(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
 
 Tensor dense(const std::optional<Tensor>& tensor) {
@@ -170,7 +171,6 @@ Tensor dense(const std::optional<Tensor>& tensor) {
 
 std::tuple<Tensor, Tensor, Tensor> policy_gradient(const Tensor& logprob, const Tensor& coefficient,
                                                    const std::optional<Tensor>& reference,
-                                                   const std::optional<Tensor>& weight,
                                                    const Tensor& cu_seqlens, double tau, double length) {
   Tensor x = logprob.contiguous(), c = coefficient.contiguous(), r = dense(reference);
   Tensor starts = cu_seqlens.contiguous();
@@ -212,8 +212,8 @@ TORCH_LIBRARY_FRAGMENT(perilune, m) {
   m.def("segment_broadcast(Tensor values, Tensor cu_seqlens, int total) -> Tensor");
   m.def("version_mask(Tensor versions, Tensor carries, Tensor cu_seqlens, int trained, int max_staleness)"
         " -> (Tensor, Tensor)");
-  m.def("policy_gradient(Tensor logprob, Tensor coefficient, Tensor? reference, Tensor? weight,"
-        " Tensor cu_seqlens, float tau, float length) -> (Tensor, Tensor, Tensor)");
+  m.def("policy_gradient(Tensor logprob, Tensor coefficient, Tensor? reference, Tensor cu_seqlens,"
+        " float tau, float length) -> (Tensor, Tensor, Tensor)");
   m.def("policy_gradient_backward(Tensor coefficient, Tensor? weight, Tensor drift, Tensor cu_seqlens, Tensor? g_loss,"
         " Tensor? g_total, Tensor? g_drift, float tau, float length) -> Tensor");
 }

@@ -3,6 +3,10 @@
 #include <algorithm>
 #include <cstring>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "share.h"
 
 namespace perilune {
@@ -28,6 +32,19 @@ void repeat_any(char* target, const void* fill, int64_t fill_bytes, int64_t byte
   else repeat<uint64_t>(target, fill, bytes);
 }
 
+// Fresh memory of this size comes from the kernel page by page, and taking it costs as much as filling it: ask for
+// large pages. Where the kernel gives none, nothing is lost.
+void prefer_large_pages(void* data, int64_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kPage = 1 << 21;
+  uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
+  uintptr_t last = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#else
+  (void)data, (void)bytes;
+#endif
+}
+
 }  // namespace
 
 void row_layout(const Segments& segments, int64_t* positions, int64_t* segment, int threads) {
@@ -46,6 +63,7 @@ void pad(const PackedRows& rows, const void* packed, const void* fill, int64_t f
   const char* source = static_cast<const char*>(packed);
   char* target = static_cast<char*>(padded);
   int64_t bytes = rows.token_bytes, length = rows.length;
+  prefer_large_pages(padded, rows.segments.count * length * bytes);
   // A row of the result is one of its S * L tokens; threads meet anywhere.
   share_rows(rows.segments.count * length, (bytes + 1) / 2, threads, [&](int64_t first, int64_t last) {
     for (int64_t s = first / std::max<int64_t>(length, 1); first < last; ++s) {
@@ -64,6 +82,7 @@ void unpad(const PackedRows& rows, const void* padded, void* packed, int threads
   const char* source = static_cast<const char*>(padded);
   char* target = static_cast<char*>(packed);
   int64_t bytes = rows.token_bytes;
+  prefer_large_pages(packed, rows.segments.tokens() * bytes);
   share_rows(rows.segments.tokens(), (bytes + 1) / 2, threads, [&](int64_t first, int64_t last) {
     for (int64_t s = segment_of(rows.segments, first); first < last; ++s) {
       int64_t start = rows.segments.starts[s], end = std::min<int64_t>(last, rows.segments.starts[s + 1]);

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from engine.ops.arguments import expect
 from engine.ops.extension import register
@@ -76,12 +77,11 @@ def policy_gradient(
     expect(tau >= 0, "tau", "at least 0", tau)
     expect(length > 0, "length", "above 0", length)
     starts = partition(logprob, logprob.shape, segment, num_segments, cu_seqlens)
-    return PolicyGradient(*_op(logprob, coefficient, reference, weight, starts, tau, length))
+    return PolicyGradient(*_Loss.apply(logprob, coefficient, reference, weight, starts, tau, length))
 
 
 def policy_gradient_reference(
-    logprob: Tensor, coefficient: Tensor, reference: Tensor | None, weight: Tensor | None, cu_seqlens: Tensor,
-    tau: float, length: float,
+    logprob: Tensor, coefficient: Tensor, reference: Tensor | None, cu_seqlens: Tensor, tau: float, length: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The readable :func:`policy_gradient`."""
     exact = logprob.double()
@@ -98,7 +98,7 @@ def policy_gradient_backward_reference(
 ) -> Tensor:
     """Gradient of the log-probs, [T], from those of loss, total and drift; None: 0. With w the weight::
 
-        w_t * (tau * D_s / length^2 - c_t) * g_loss + g_total_s + g_drift_s
+    w_t * (tau * D_s / length^2 - c_t) * g_loss + g_total_s + g_drift_s
     """
     tokens = coefficient.shape[0]
 
@@ -116,8 +116,7 @@ def policy_gradient_backward_reference(
 
 
 def _fake(
-    logprob: Tensor, coefficient: Tensor, reference: Tensor | None, weight: Tensor | None, cu_seqlens: Tensor,
-    tau: float, length: float,
+    logprob: Tensor, coefficient: Tensor, reference: Tensor | None, cu_seqlens: Tensor, tau: float, length: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     total = logprob.new_empty(cu_seqlens.shape[0] - 1)
     return logprob.new_empty(()), total, torch.empty_like(total)
@@ -130,22 +129,29 @@ def _fake_backward(
     return coefficient.new_empty(coefficient.shape[0])
 
 
-def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    _, coefficient, _, weight, cu_seqlens, ctx.tau, ctx.length = inputs
-    ctx.set_materialize_grads(False)
-    ctx.save_for_backward(coefficient, weight, output[2], cu_seqlens)
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logprob: Tensor, coefficient: Tensor, reference: Tensor | None, weight: Tensor | None,
+        cu_seqlens: Tensor, tau: float, length: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        loss, total, drift = _op(logprob, coefficient, reference, cu_seqlens, tau, length)
+        ctx.save_for_backward(coefficient, weight, drift, cu_seqlens)
+        ctx.numbers = tau, length
+        ctx.set_materialize_grads(False)
+        return loss, total, drift
 
-
-def _backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-    coefficient, weight, drift, cu_seqlens = ctx.saved_tensors
-    gradient = _backward_op(coefficient, weight, drift, cu_seqlens, *upstream, ctx.tau, ctx.length)
-    return (gradient, *[None] * 6)
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        gradient = _backward_op(*ctx.saved_tensors, *upstream, *ctx.numbers)
+        return gradient, None, None, None, None, None, None
 
 
 _op = register(
     "policy_gradient",
-    "(Tensor logprob, Tensor coefficient, Tensor? reference, Tensor? weight, Tensor cu_seqlens,"
-    " float tau, float length) -> (Tensor, Tensor, Tensor)",
+    "(Tensor logprob, Tensor coefficient, Tensor? reference, Tensor cu_seqlens, float tau, float length)"
+    " -> (Tensor, Tensor, Tensor)",
     policy_gradient_reference,
     _fake,
 )
@@ -156,4 +162,3 @@ _backward_op = register(
     policy_gradient_backward_reference,
     _fake_backward,
 )
-torch.library.register_autograd("perilune::policy_gradient", _backward, setup_context=_setup_context)

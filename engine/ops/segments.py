@@ -1,11 +1,10 @@
-"""Values of a packed row, segment by segment: sum, mean, largest, broadcast, and masks by policy version.
+"""Values of a packed row, segment by segment: sum, mean, largest, and broadcast.
 
 A partition of T tokens into S segments comes as the segment of every token, [T] int64 in 0..S-1 that never
 falls, with S; or as ``cu_seqlens`` [S + 1] int32, as in :mod:`engine.ops.packed_rows`. In naive torch::
 
     sums = torch.zeros(S).index_add(0, segment, values)
     spread = per_segment[segment]
-    mask = carries & (versions >= trained - max_staleness)
 
 Sums are kept in float64 in one fixed order and rounded once: they depend neither on the place of a segment,
 nor on its neighbours or the threads. On a GPU the values of a partition are checked by the kernel, as in
@@ -42,15 +41,13 @@ def segment_sum(values: Tensor, segment: Tensor | None = None, num_segments: int
     Raises:
         ValueError: an argument has the wrong shape, dtype, device, order or range.
     """
-    result: Tensor = _sum_op(values, _offsets(values, segment, num_segments, cu_seqlens), False)
-    return result
+    return _sum(values, _offsets(values, segment, num_segments, cu_seqlens), False)
 
 
 def segment_mean(values: Tensor, segment: Tensor | None = None, num_segments: int | None = None, *,
                  cu_seqlens: Tensor | None = None) -> Tensor:
     """Mean of each segment; takes and raises what :func:`segment_sum` does, and a segment without tokens."""
-    result: Tensor = _sum_op(values, _offsets(values, segment, num_segments, cu_seqlens), True)
-    return result
+    return _sum(values, _offsets(values, segment, num_segments, cu_seqlens), True)
 
 
 def segment_max(values: Tensor, segment: Tensor | None = None, num_segments: int | None = None, *,
@@ -63,7 +60,8 @@ def segment_max(values: Tensor, segment: Tensor | None = None, num_segments: int
     Returns:
         [S] in the dtype of ``values``; [S] int64 in 0..T-1.
     """
-    result: tuple[Tensor, Tensor] = _max_op(values, _offsets(values, segment, num_segments, cu_seqlens))
+    op = _Max.apply if values.requires_grad else _max_op
+    result: tuple[Tensor, Tensor] = op(values, _offsets(values, segment, num_segments, cu_seqlens))
     return result
 
 
@@ -95,37 +93,7 @@ def segment_broadcast(values: Tensor, segment: Tensor | None = None, *, cu_seqle
         starts = partition(values, None, segment, None, cu_seqlens)
         if starts.shape[0] != values.shape[0] + 1:
             expect(False, "cu_seqlens", f"[{values.shape[0] + 1}] int32", starts)
-    result: Tensor = _broadcast_op(values, starts, total)
-    return result
-
-
-def version_mask(versions: Tensor, carries: Tensor, trained: int, max_staleness: int,
-                 segment: Tensor | None = None, num_segments: int | None = None, *,
-                 cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Which tokens are within the bound of staleness, and how many of each segment.
-
-    Args:
-        versions: [T] int64, committed updates of the policy that sampled each token; none above ``trained``.
-        carries: [T] bool, the tokens that would carry loss whatever their age.
-        trained: committed updates of the version being trained.
-        max_staleness: largest ``trained - version`` that keeps its loss, at least 0.
-        segment: [T] int64 in 0..num_segments-1, never falling.
-        num_segments: S.
-        cu_seqlens: [S + 1] int32, instead of ``segment`` and ``num_segments``.
-
-    Returns:
-        mask [T] bool, counts [S] int64 of its tokens.
-
-    Raises:
-        ValueError: an argument has the wrong shape, dtype, device, order or range.
-    """
-    expect(versions.dim() == 1 and versions.dtype == torch.int64, "versions", "[T] int64", versions)
-    fits = carries.shape == versions.shape and carries.dtype == torch.bool
-    expect(fits, "carries", f"[{versions.shape[0]}] bool", carries)
-    expect_device(carries, "carries", versions)
-    expect(max_staleness >= 0, "max_staleness", "at least 0", max_staleness)
-    starts = partition(versions, versions.shape, segment, num_segments, cu_seqlens)
-    result: tuple[Tensor, Tensor] = _mask_op(versions, carries, starts, trained, max_staleness)
+    result: Tensor = (_Broadcast.apply if values.requires_grad else _broadcast_op)(values, starts, total)
     return result
 
 
@@ -153,11 +121,15 @@ def partition(beside: Tensor, tokens: torch.Size | None, segment: Tensor | None,
     expect(segment.dim() == 1 and segment.dtype == torch.int64, "segment", "[T] int64", segment)
     if tokens is not None and segment.shape != tokens:
         expect(False, "segment", f"{list(tokens)} int64", segment)
-    expect(segment.shape[0] < 2**31, "segment", "fewer than 2**31 tokens", segment)
     expect_device(segment, "segment", beside)
     expect(num_segments is not None and num_segments >= 0, "num_segments", "the number of segments", num_segments)
     starts: Tensor = _offsets_op(segment, num_segments)
     return starts
+
+
+def _sum(values: Tensor, cu_seqlens: Tensor, mean: bool) -> Tensor:
+    result: Tensor = (_Sum.apply if values.requires_grad else _sum_op)(values, cu_seqlens, mean)
+    return result
 
 
 def _offsets(values: Tensor, *given: Any) -> Tensor:
@@ -205,15 +177,6 @@ def segment_broadcast_reference(values: Tensor, cu_seqlens: Tensor, total: int) 
     return values[row_layout_reference(cu_seqlens, total)[1]]
 
 
-def version_mask_reference(versions: Tensor, carries: Tensor, cu_seqlens: Tensor, trained: int,
-                           max_staleness: int) -> tuple[Tensor, Tensor]:
-    """The readable :func:`version_mask`."""
-    newest = int(versions.max()) if versions.numel() else trained
-    expect(newest <= trained, "versions", f"none above {trained}, the version being trained", newest)
-    mask = carries & (versions >= trained - max_staleness)
-    return mask, segment_sum_reference(mask.double(), cu_seqlens, False).long()
-
-
 def _fake_offsets(segment: Tensor, segments: int) -> Tensor:
     return segment.new_empty(segments + 1, dtype=torch.int32)
 
@@ -231,35 +194,47 @@ def _fake_broadcast(values: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
     return values.new_empty(total)
 
 
-def _fake_mask(versions: Tensor, carries: Tensor, cu_seqlens: Tensor, trained: int,
-               max_staleness: int) -> tuple[Tensor, Tensor]:
-    return torch.empty_like(carries), versions.new_empty(cu_seqlens.shape[0] - 1)
+# Where no gradient is asked for the ops are called as they are: the way through autograd takes longer than they do.
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, cu_seqlens: Tensor, mean: bool) -> Tensor:
+        ctx.save_for_backward(cu_seqlens)
+        ctx.tokens, ctx.mean = values.shape[0], mean
+        result: Tensor = _sum_op(values, cu_seqlens, mean)
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (cu_seqlens,) = ctx.saved_tensors
+        gradient = gradients[0] / cu_seqlens.diff() if ctx.mean else gradients[0]
+        return _Broadcast.apply(gradient, cu_seqlens, ctx.tokens), None, None
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.tokens, ctx.last = inputs[0].shape[0], inputs[-1]
-    ctx.save_for_backward(inputs[1])
+class _Max(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, cu_seqlens: Tensor) -> tuple[Tensor, Tensor]:
+        most, index = _max_op(values, cu_seqlens)
+        ctx.mark_non_differentiable(index)
+        ctx.save_for_backward(index)
+        ctx.tokens = values.shape[0]
+        return most, index
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (index,) = ctx.saved_tensors
+        return gradients[0].new_zeros(ctx.tokens).scatter(0, index, gradients[0]), None
 
 
-def _keep_index(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    ctx.tokens = inputs[0].shape[0]
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+class _Broadcast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, values: Tensor, cu_seqlens: Tensor, total: int) -> Tensor:
+        ctx.save_for_backward(cu_seqlens)
+        result: Tensor = _broadcast_op(values, cu_seqlens, total)
+        return result
 
-
-def _sum_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    (cu_seqlens,) = ctx.saved_tensors
-    if ctx.last:
-        gradient = gradient / cu_seqlens.diff()
-    return _broadcast_op(gradient, cu_seqlens, ctx.tokens), None, None
-
-
-def _max_backward(ctx: Any, gradient: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
-    return gradient.new_zeros(ctx.tokens).scatter(0, ctx.saved_tensors[0], gradient), None
-
-
-def _broadcast_backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    return _sum_op(gradient, ctx.saved_tensors[0], False), None, None
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return _Sum.apply(gradients[0], *ctx.saved_tensors, False), None, None
 
 
 _offsets_op = register(
@@ -277,12 +252,3 @@ _broadcast_op = register(
     segment_broadcast_reference,
     _fake_broadcast,
 )
-_mask_op = register(
-    "version_mask",
-    "(Tensor versions, Tensor carries, Tensor cu_seqlens, int trained, int max_staleness) -> (Tensor, Tensor)",
-    version_mask_reference,
-    _fake_mask,
-)
-torch.library.register_autograd("perilune::segment_sum", _sum_backward, setup_context=_keep)
-torch.library.register_autograd("perilune::segment_max", _max_backward, setup_context=_keep_index)
-torch.library.register_autograd("perilune::segment_broadcast", _broadcast_backward, setup_context=_keep)
