@@ -1,4 +1,4 @@
-// A block copies some places of one segment, as many bytes at once as the addresses allow.
+// A block copies a stretch of tokens, as many bytes at once as the addresses allow.
 #include "packed_rows.h"
 
 #include <cstring>
@@ -9,11 +9,15 @@ namespace perilune {
 namespace cuda {
 namespace {
 
+// Places or tokens of one block: one for each row of its threads, and enough to be worth the look at the partition.
+__host__ __device__ inline int64_t stretch_of(dim3 block) { return block.y > 32 ? block.y : 32; }
+
 __global__ void __launch_bounds__(kThreads) layout_kernel(Row row, int64_t* positions, int64_t* segment) {
+  bool fits = row_fits(row);
   int64_t token = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (token >= row.tokens) return;
-  int64_t s = segment_of(row, token);
-  positions[token] = s < 0 ? -1 : token - row.starts[s];
+  int64_t s = fits ? segment_of(row, token) : -1;
+  positions[token] = fits ? token - row.starts[s] : -1;
   segment[token] = s;
 }
 
@@ -26,32 +30,35 @@ __device__ inline uint4 all_ones<uint4>() {
   return make_uint4(~0u, ~0u, ~0u, ~0u);
 }
 
-// blockIdx.x: segment; blockIdx.y and threadIdx.y: place in it; threadIdx.x: word of the token.
+// blockIdx.x: segment; blockIdx.y: a stretch of places of it. Threads: y along places, x along the words of a token.
 template <typename Word>
 __global__ void __launch_bounds__(kThreads) pad_kernel(Row row, const Word* packed, Word fill, Word* padded,
                                                        int64_t length, int64_t words) {
-  Span span = span_of(row, blockIdx.x);
-  bool fits = span.fits && span.tokens <= length;
+  bool whole = row_fits(row);
+  int64_t start = row.starts[blockIdx.x], tokens = row.starts[blockIdx.x + 1] - start;
+  bool fits = whole && tokens <= length;
   Word beyond = fits ? fill : all_ones<Word>();
-  int64_t held = fits ? span.tokens : 0;
-  for (int64_t place = int64_t(blockIdx.y) * blockDim.y + threadIdx.y; place < length;
-       place += int64_t(gridDim.y) * blockDim.y) {
-    const Word* from = packed + (span.start + place) * words;
-    Word* to = padded + (blockIdx.x * length + place) * words;
-    for (int64_t w = threadIdx.x; w < words; w += blockDim.x) to[w] = place < held ? from[w] : beyond;
-  }
+  int64_t held = fits ? tokens : 0, stretch = stretch_of(blockDim);
+  for (int64_t first = int64_t(blockIdx.y) * stretch; first < length; first += int64_t(gridDim.y) * stretch)
+    for (int64_t place = first + threadIdx.y; place < first + stretch && place < length; place += blockDim.y) {
+      const Word* from = packed + (start + place) * words;
+      Word* to = padded + (blockIdx.x * length + place) * words;
+      for (int64_t w = threadIdx.x; w < words; w += blockDim.x) to[w] = place < held ? from[w] : beyond;
+    }
 }
 
-// blockIdx.x and threadIdx.y: token; threadIdx.x: word of it.
+// blockIdx.x: a stretch of tokens. Threads as above.
 template <typename Word>
 __global__ void __launch_bounds__(kThreads) unpad_kernel(Row row, const Word* padded, Word* packed, int64_t length,
                                                          int64_t words) {
-  int64_t token = int64_t(blockIdx.x) * blockDim.y + threadIdx.y;
-  if (token >= row.tokens) return;
-  int64_t s = segment_of(row, token), place = s < 0 ? length : token - row.starts[s];
-  const Word* from = padded + (s * length + place) * words;
-  Word* to = packed + token * words;
-  for (int64_t w = threadIdx.x; w < words; w += blockDim.x) to[w] = place < length ? from[w] : all_ones<Word>();
+  bool fits = row_fits(row);
+  int64_t stretch = stretch_of(blockDim), first = int64_t(blockIdx.x) * stretch;
+  for (int64_t token = first + threadIdx.y; token < first + stretch && token < row.tokens; token += blockDim.y) {
+    int64_t s = fits ? segment_of(row, token) : 0, place = fits ? token - row.starts[s] : length;
+    const Word* from = padded + (s * length + place) * words;
+    Word* to = packed + token * words;
+    for (int64_t w = threadIdx.x; w < words; w += blockDim.x) to[w] = place < length ? from[w] : all_ones<Word>();
+  }
 }
 
 // Threads along the words of a token, the others along tokens.
@@ -74,7 +81,7 @@ Failure pad_words(const Row& row, int64_t length, int64_t token_bytes, const voi
   std::memcpy(&word, fill, sizeof(Word));
   int64_t words = token_bytes / sizeof(Word);
   dim3 block = block_for(words);
-  int64_t stretches = (length + block.y - 1) / block.y;
+  int64_t stretches = (length + stretch_of(block) - 1) / stretch_of(block);
   dim3 grid(unsigned(row.count), unsigned(stretches < 65535 ? stretches : 65535));
   pad_kernel<<<grid, block, 0, stream_of(stream)>>>(row, static_cast<const Word*>(packed), word,
                                                     static_cast<Word*>(padded), length, words);
@@ -86,7 +93,7 @@ Failure unpad_words(const Row& row, int64_t length, int64_t token_bytes, const v
                     Stream stream) {
   int64_t words = token_bytes / sizeof(Word);
   dim3 block = block_for(words);
-  unsigned grid = unsigned((row.tokens + block.y - 1) / block.y);
+  unsigned grid = unsigned((row.tokens + stretch_of(block) - 1) / stretch_of(block));
   unpad_kernel<<<grid, block, 0, stream_of(stream)>>>(row, static_cast<const Word*>(padded),
                                                       static_cast<Word*>(packed), length, words);
   return failure();

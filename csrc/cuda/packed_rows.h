@@ -1,8 +1,9 @@
 // Launchers of the ops on packed rows: the arguments and promises of ops/{packed_rows,segments,policy_gradient}.h, with
 // pointers into the device's memory. One launch each, and nothing waits.
 //
-// A segment that does not fit - it falls, leaves 0..T-1, or is longer than the padded row - reads nothing: its results
-// are NaN, or -1 where they are integers. So are mean and maximum of a segment without tokens.
+// Values are not looked at on the host. A segment that falls or leaves 0..T-1 gives NaN, or -1 where results are
+// integers: to sums, largest values and counts of that segment, to everything that is made by token. So do mean and
+// maximum of a segment without tokens, and tokens for which the padded row is too short.
 #pragma once
 #include "../ops/policy_gradient.h"
 #include "launch.h"

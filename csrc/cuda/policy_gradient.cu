@@ -56,13 +56,14 @@ __device__ inline double value_at(const T* values, int64_t i) {
 template <typename T>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(Row row, Terms<T> terms, const T* drift, const T* g_loss,
                                                             const T* g_total, const T* g_drift, T* gradient) {
+  bool fits = row_fits(row);
   int64_t token = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (token >= row.tokens) return;
-  int64_t s = segment_of(row, token);
-  if (s < 0) {
+  if (!fits) {
     gradient[token] = T(not_a_number());
     return;
   }
+  int64_t s = segment_of(row, token);
   double above = value_at(g_loss, 0);
   T pull = T(above * (terms.tau / (terms.length * terms.length)) * double(drift[s]));
   T direct = T(value_at(g_total, s) + value_at(g_drift, s));

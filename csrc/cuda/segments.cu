@@ -70,10 +70,9 @@ __global__ void __launch_bounds__(kThreads) max_kernel(Row row, const T* values,
 
 template <typename Word>
 __global__ void __launch_bounds__(kThreads) broadcast_kernel(Row row, const Word* values, Word* out) {
+  bool fits = row_fits(row);
   int64_t token = int64_t(blockIdx.x) * kThreads + threadIdx.x;
-  if (token >= row.tokens) return;
-  int64_t s = segment_of(row, token);
-  out[token] = s < 0 ? Word(~Word(0)) : values[s];
+  if (token < row.tokens) out[token] = fits ? values[segment_of(row, token)] : Word(~Word(0));
 }
 
 template <typename Word>

@@ -31,17 +31,23 @@ __device__ inline Span span_of(const Row& row, int64_t segment) {
   return {start, fits ? end - start : 0, fits};
 }
 
-// The last segment that starts at or before a token; -1: it lies in none that fits.
+// Whether every segment fits, and so every token lies in one; for all threads of a block together.
+__device__ inline bool row_fits(const Row& row) {
+  bool wrong = row.count == 0 && row.tokens > 0;
+  for (int64_t s = threadIdx.y * blockDim.x + threadIdx.x; s < row.count; s += kThreads)
+    wrong |= !span_of(row, s).fits;
+  return !__syncthreads_or(wrong);
+}
+
+// The segment of a token of a row that fits: the last that starts at or before it.
 __device__ inline int64_t segment_of(const Row& row, int64_t token) {
   int64_t low = 0, high = row.count - 1;
-  if (high < 0) return -1;
   while (low < high) {
     int64_t middle = (low + high + 1) / 2;
     if (row.starts[middle] <= token) low = middle;
     else high = middle - 1;
   }
-  Span span = span_of(row, low);
-  return span.fits && token >= span.start && token < span.start + span.tokens ? low : -1;
+  return low;
 }
 
 // Sums over the threads of a block, in one order; valid in thread 0. Safe to call again.
