@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from engine.ops.arguments import expect
 from engine.ops.extension import register
@@ -69,15 +68,21 @@ def policy_gradient(
     """
     expect(logprob.dim() == 1, "logprob", "[T]", logprob)
     expect(logprob.dtype in (torch.float32, torch.float64), "logprob", "float32 or float64", logprob)
-    for name, other in (("coefficient", coefficient), ("reference", reference), ("weight", weight)):
-        if other is not None:
-            if other.shape != logprob.shape or other.dtype != logprob.dtype:
-                expect(False, name, f"[{logprob.shape[0]}] of {logprob.dtype}", other)
-            expect_device(other, name, logprob)
+    _expect_like("coefficient", coefficient, logprob)
+    if reference is not None:
+        _expect_like("reference", reference, logprob)
+    if weight is not None:
+        _expect_like("weight", weight, logprob)
     expect(tau >= 0, "tau", "at least 0", tau)
     expect(length > 0, "length", "above 0", length)
     starts = partition(logprob, logprob.shape, segment, num_segments, cu_seqlens)
     return PolicyGradient(*_Loss.apply(logprob, coefficient, reference, weight, starts, tau, length))
+
+
+def _expect_like(argument: str, tensor: Tensor, logprob: Tensor) -> None:
+    if tensor.shape != logprob.shape or tensor.dtype != logprob.dtype:
+        expect(False, argument, f"[{logprob.shape[0]}] of {logprob.dtype}", tensor)
+    expect_device(tensor, argument, logprob)
 
 
 def policy_gradient_reference(
@@ -142,8 +147,9 @@ class _Loss(torch.autograd.Function):
         return loss, total, drift
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # torch's own decorator for this costs as much as the kernel
+            raise RuntimeError("policy_gradient is differentiable once: do without create_graph")
         gradient = _backward_op(*ctx.saved_tensors, *upstream, *ctx.numbers)
         return gradient, None, None, None, None, None, None
 

@@ -97,10 +97,8 @@ def test_gradcheck(device: str) -> None:
         return policy_gradient(logprob, **given, segment=where, num_segments=3, tau=TAU, length=LENGTH)
 
     assert torch.autograd.gradcheck(work, (leaf,))
-    upstream = torch.ones((), dtype=torch.float64, device=device, requires_grad=True)
-    once = torch.autograd.grad(work(leaf).loss, leaf, upstream, create_graph=True)[0]
-    with pytest.raises(RuntimeError, match="once_differentiable"):
-        once.sum().backward()
+    with pytest.raises(RuntimeError, match="differentiable once"):
+        torch.autograd.grad(work(leaf).loss, leaf, create_graph=True)
 
 
 @pytest.mark.parametrize("device", DEVICES)
