@@ -7,9 +7,9 @@ length of the first, of the first two, ..., T. In naive torch, with n the length
     padded = full([S, L, ...], fill); padded[segment, positions] = packed
     packed = padded[segment, positions]
 
-Padding and unpadding are each the backward of the other. On a GPU nothing waits for the device, so the values
-of ``cu_seqlens`` are checked there: what a CPU refuses with ``ValueError`` stops the kernel with the same
-sentence on the standard output, like torch's own assertions on indices.
+Padding and unpadding are each the backward of the other. The values of ``cu_seqlens`` are checked on a CPU. On a
+GPU that would wait for the device: there, what a CPU refuses with ``ValueError`` gives NaN, or -1 where results
+are integers.
 """
 
 from __future__ import annotations

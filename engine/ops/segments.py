@@ -7,8 +7,8 @@ falls, with S; or as ``cu_seqlens`` [S + 1] int32, as in :mod:`engine.ops.packed
     spread = per_segment[segment]
 
 Sums are kept in float64 in one fixed order and rounded once: they depend neither on the place of a segment,
-nor on its neighbours or the threads. On a GPU the values of a partition are checked by the kernel, as in
-:mod:`engine.ops.packed_rows`.
+nor on its neighbours or the threads. Values are checked as in :mod:`engine.ops.packed_rows`: on a GPU, where a CPU
+refuses, results are NaN, or -1 where they are integers.
 """
 
 from __future__ import annotations
