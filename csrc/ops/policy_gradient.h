@@ -1,5 +1,5 @@
-// Policy-gradient loss of a packed row: -sum_t c_t l_t + (tau / 2) sum_s (D_s / length)^2, with l the log-probs, D_s the
-// sum of l - reference over segment s. One read of the tokens forward, one backward.
+// Policy-gradient loss of a packed row: -sum_t c_t l_t + (tau / 2) sum_s (D_s / length)^2, with l the log-probs and D_s
+// the sum of l - reference over segment s. One read of the tokens forward, one backward.
 #pragma once
 #include "segments.h"
 

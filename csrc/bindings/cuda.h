@@ -1,0 +1,56 @@
+// What the CUDA bindings share: the stream, the device, and how a failure is told.
+#pragma once
+#include <ATen/core/LegacyTypeDispatch.h>
+#include <ATen/core/Tensor.h>
+#include <ATen/ops/empty.h>
+#include <ATen/ops/empty_like.h>
+#include <c10/core/DeviceGuard.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
+#include <c10/cuda/CUDAStream.h>
+#include <torch/library.h>
+
+#include <initializer_list>
+#include <utility>
+
+#include "../cuda/launch.h"
+
+namespace perilune {
+
+using at::Tensor;
+
+// Device and stream of a call; what torch is asked for on its way is neither recorded nor cast.
+class Call {
+ public:
+  typedef std::pair<const char*, const Tensor&> Named;
+
+  // All arguments must lie on one device.
+  explicit Call(std::initializer_list<Named> arguments)
+      : device_(arguments.begin()->second.device()), plain_(c10::autocast_dispatch_keyset) {
+    at::Device device = arguments.begin()->second.device();
+    for (const Named& named : arguments)
+      TORCH_CHECK_VALUE(named.second.device() == device, named.first, ": expected a tensor on ", device, ", got ",
+                        named.second.device());
+    stream_ = c10::cuda::getCurrentCUDAStream(device.index()).stream();
+  }
+
+  cuda::Stream stream() const { return stream_; }
+
+  static void check(cuda::Failure failure, const char* kernel) {
+    TORCH_CHECK(!failure, "the kernel ", kernel, " was not launched: ", failure);
+  }
+
+ private:
+  c10::DeviceGuard device_;
+  at::AutoDispatchBelowADInplaceOrView below_autograd_;
+  c10::impl::ExcludeDispatchKeyGuard plain_;
+  cuda::Stream stream_;
+};
+
+inline Dtype cuda_dtype_of(const Tensor& tensor, const char* argument) {
+  if (tensor.scalar_type() == at::kBFloat16) return Dtype::bfloat16;
+  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kFloat, argument, ": expected bfloat16 or float32, got ",
+                    tensor.scalar_type());
+  return Dtype::float32;
+}
+
+}  // namespace perilune
