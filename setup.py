@@ -63,8 +63,8 @@ def extension() -> dict[str, Any]:
         return {}
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
-    sources = sorted(glob("csrc/cpu/*.cpp", root_dir=HERE) + glob("csrc/bindings/*.cpp", root_dir=HERE))
-    sources = [source for source in sources if not Path(source).name.startswith("cuda")]
+    bindings = set(glob("csrc/bindings/*.cpp", root_dir=HERE)) - set(glob("csrc/bindings/cuda*.cpp", root_dir=HERE))
+    sources = sorted([*glob("csrc/cpu/*.cpp", root_dir=HERE), *bindings])
     # No vector type crosses a library border (psabi); GCC's own AVX-512 headers trip the other warning.
     quiet = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
     flags = [

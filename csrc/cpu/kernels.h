@@ -92,7 +92,7 @@ static void loss_gradient(const PolicyGradient& args, const void* drift, const P
 using namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL);
 extern const Kernels PERILUNE_JOIN(PERILUNE_LEVEL, _kernels) = {
     packed_bytes, scratch_bytes, pack, scan, gradient, attend, norm, rotate, gate,
-    rises_from_zero, sum, largest, loss, loss_gradient,
+    rises_from_zero, sum, largest, mask_segments, loss, loss_gradient,
 };
 
 }  // namespace perilune

@@ -56,18 +56,9 @@ void segment_broadcast(const Segments& segments, const void* values, int64_t ele
 
 void version_mask(const Segments& segments, const int64_t* versions, const bool* carries, int64_t oldest,
                   int64_t newest, bool* mask, int64_t* counts, int threads) {
+  const Kernels& level = kernels();
   share_segments(segments, threads, [&](int64_t first, int64_t last) {
-    for (int64_t s = first; s < last; ++s) {
-      int64_t count = 0;
-      bool late = false;
-      for (int64_t t = segments.starts[s]; t < segments.starts[s + 1]; ++t) {
-        bool kept = carries[t] & (versions[t] >= oldest);
-        mask[t] = kept;
-        count += kept;
-        late |= versions[t] > newest;
-      }
-      counts[s] = late ? -1 : count;
-    }
+    level.mask_segments(segments, versions, carries, oldest, newest, mask, counts, first, last);
   });
 }
 

@@ -125,6 +125,23 @@ static void gradient_segments(const PolicyGradient& args, const void* drift, con
   }
 }
 
+static void mask_segments(const Segments& segments, const int64_t* versions, const bool* carries, int64_t oldest,
+                          int64_t newest, bool* mask, int64_t* counts, int64_t first, int64_t last) {
+  const int64_t* __restrict stamps = versions;
+  const uint8_t* __restrict wanted = reinterpret_cast<const uint8_t*>(carries);
+  uint8_t* __restrict out = reinterpret_cast<uint8_t*>(mask);
+  for (int64_t s = first; s < last; ++s) {
+    int64_t start = segments.starts[s], end = segments.starts[s + 1], count = 0, late = 0;
+    for (int64_t t = start; t < end; ++t) {
+      uint8_t kept = wanted[t] & uint8_t(stamps[t] >= oldest);
+      out[t] = kept;
+      count += kept;
+      late |= stamps[t] > newest;
+    }
+    counts[s] = late ? -1 : count;
+  }
+}
+
 // The sign bit of any value or step below 0. Steps between values that are not negative can not wrap, so no fall hides.
 static bool rises_from_zero(const int64_t* index, int64_t tokens) {
   const uint64_t* bits = reinterpret_cast<const uint64_t*>(index);

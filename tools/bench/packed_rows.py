@@ -1,7 +1,7 @@
 """The ops on packed rows beside what torch offers for the same work.
 
 Padding and its inverse move 64 sequences of log-uniform 64 to 2048 tokens, 896 values each in bf16; sums, means,
-largest values and broadcasts are over one number for each of these tokens; the policy-gradient loss, forward and
+largest values, broadcasts and masks are over one number for each of these tokens; the policy-gradient loss, forward and
 backward, is over 32,768 tokens, beside autograd over the written formula. Every side gives the same result, which
 is checked first.
 """
@@ -17,6 +17,7 @@ from torch import Tensor
 from engine.ops.packed_rows import pad, row_layout, unpad
 from engine.ops.policy_gradient import policy_gradient
 from engine.ops.segments import segment_broadcast, segment_max, segment_mean, segment_sum
+from engine.ops.version_mask import version_mask
 from tools.bench.timing import seconds_of, spread, take_turns
 
 Work = Callable[[], Tensor]
@@ -79,7 +80,6 @@ def _moves(lengths: Tensor, repeats: int) -> dict[str, Any]:
         "unpad": {
             "ours": lambda: unpad(padded, cu_seqlens, total),
             "index_select": lambda: padded.view(-1, _WIDTH).index_select(0, flat),
-            "index": lambda: padded[segment, positions],
             "padded_dense_to_jagged": lambda: torch.ops.aten._padded_dense_to_jagged_forward(padded, starts, total),
             "copy": packed.clone,
         },
@@ -99,11 +99,8 @@ def _reductions(lengths: Tensor, repeats: int) -> dict[str, Any]:
         return lambda: values.new_zeros(_SEGMENTS).scatter_reduce_(0, segment, values, kind, include_self=False)
 
     sides: dict[str, dict[str, Work]] = {
-        "segment_sum": {
-            "ours": lambda: segment_sum(values, cu_seqlens=cu_seqlens), "segment_reduce": reduced("sum"),
-            "scatter_reduce": scattered("sum"),
-            "index_add": lambda: values.new_zeros(_SEGMENTS).index_add_(0, segment, values),
-        },
+        "segment_sum": {"ours": lambda: segment_sum(values, cu_seqlens=cu_seqlens), "segment_reduce": reduced("sum"),
+                        "index_add": lambda: values.new_zeros(_SEGMENTS).index_add_(0, segment, values)},
         "segment_mean": {"ours": lambda: segment_mean(values, cu_seqlens=cu_seqlens),
                          "segment_reduce": reduced("mean"), "scatter_reduce": scattered("mean")},
         "segment_max": {"ours": lambda: segment_max(values, cu_seqlens=cu_seqlens)[0],
@@ -111,6 +108,11 @@ def _reductions(lengths: Tensor, repeats: int) -> dict[str, Any]:
         "segment_broadcast": {"ours": lambda: segment_broadcast(few, cu_seqlens=cu_seqlens, total=total),
                               "index_select": lambda: few.index_select(0, segment),
                               "repeat_interleave": lambda: few.repeat_interleave(lengths, output_size=total)},
+    }
+    versions, carries = torch.randint(0, 8, (total,)), torch.rand(total) < 0.9
+    sides["version_mask"] = {
+        "ours": lambda: version_mask(versions, carries, 7, 3, cu_seqlens=cu_seqlens)[1],
+        "index_add": lambda: versions.new_zeros(_SEGMENTS).index_add_(0, segment, (carries & (versions >= 4)).long()),
     }
     found = {name: _compare(work, repeats, _CALLS) for name, work in sides.items()}
     exact, size = (torch.segment_reduce(x.double(), "sum", lengths=lengths) for x in (values, values.abs()))

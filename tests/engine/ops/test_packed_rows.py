@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from engine.ops import packed_rows
+from engine.ops import extension, packed_rows
 from engine.ops.packed_rows import pad, row_layout, unpad
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
@@ -124,6 +127,29 @@ def test_opcheck(device: str) -> None:
     torch.library.opcheck(ops.row_layout.default, (cu_seqlens, 5))
     torch.library.opcheck(ops.pad.default, (packed, cu_seqlens, 4, 0.5))
     torch.library.opcheck(ops.unpad.default, (padded, cu_seqlens, 5))
+
+
+SCHEMAS = """
+import torch
+from engine.ops import packed_rows, policy_gradient, segments, version_mask
+for module in (packed_rows, segments, version_mask, policy_gradient):
+    for name in sorted(vars(module)):
+        if name.endswith("_op"):
+            print(getattr(module, name)._schema)
+"""
+
+
+def test_schemas_are_the_same_with_and_without_the_extension() -> None:
+    forced, compiled = (
+        subprocess.run([sys.executable, "-c", SCHEMAS], env=os.environ | {"PERILUNE_OPS": choice}, text=True,
+                       capture_output=True, timeout=120, check=True).stdout
+        for choice in ("reference", "auto")
+    )
+    assert forced == compiled
+    assert len(set(forced.splitlines())) == 10
+    for name in ("pad", "segment_sum", "version_mask", "policy_gradient"):
+        found = torch._C._dispatch_has_kernel_for_dispatch_key(f"perilune::{name}", "CPU")
+        assert found == extension.available()
 
 
 def test_compiles_without_a_break() -> None:

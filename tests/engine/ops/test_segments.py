@@ -48,9 +48,8 @@ def test_sum(lengths: list[int], dtype: torch.dtype, device: str) -> None:
     values = values_of(lengths, dtype, device)
     sums = segment_sum(values, index(lengths, device), len(lengths))
     assert sums.dtype == dtype
-    exact = torch.tensor([float(part.double().sum()) for part in parts(values, lengths)], dtype=torch.float64)
-    size = torch.tensor([float(part.double().abs().sum()) for part in parts(values, lengths)], dtype=torch.float64)
-    assert ((sums.cpu().double() - exact).abs() <= size * torch.finfo(dtype).eps).all()
+    for found, part in zip(sums.tolist(), parts(values.double(), lengths), strict=True):
+        assert abs(found - float(part.sum())) <= float(part.abs().sum()) * torch.finfo(dtype).eps
     assert torch.equal(segment_sum(values, cu_seqlens=offsets(lengths, device)), sums)
 
 
@@ -85,9 +84,7 @@ def test_max_takes_the_first_and_shows_nan(dtype: torch.dtype, device: str) -> N
     values[43:45] = float("-inf")
     most, place = segment_max(values, cu_seqlens=offsets(lengths, device))
     assert place.tolist() == [0, 7, 24, 43, 45]
-    torch.testing.assert_close(
-        most.cpu(), torch.tensor([0.0, 2.0, NAN, float("-inf"), 0.0], dtype=dtype), equal_nan=True
-    )
+    assert str(most.tolist()) == "[0.0, 2.0, nan, -inf, 0.0]"
     assert segment_sum(values, cu_seqlens=offsets(lengths, device)).isnan().tolist() == [False, False, True] + [
         False] * 2
 
@@ -223,7 +220,7 @@ def test_no_fall_hides_behind_a_wrapped_difference(level: str) -> None:
     least = torch.iinfo(torch.int64).min
     for wrong in ([0, least, 1], [0, 5, least], [-1, least, 0], [0] * 70 + [1, 0] + [1] * 70):
         with pytest.raises(ValueError, match="segment: expected"):
-            segment_sum(torch.zeros(len(wrong)), torch.tensor(wrong), 6)
+            segment_sum(torch.zeros(len(wrong), device="cpu"), torch.tensor(wrong, device="cpu"), 6)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

@@ -5,7 +5,10 @@ import torch
 
 from tools.bench import packed_rows
 
-OPS = {"pad", "unpad", "segment_sum", "segment_mean", "segment_max", "segment_broadcast", "policy_gradient"}
+OPS = {
+    "pad", "unpad", "segment_sum", "segment_mean", "segment_max", "segment_broadcast", "version_mask",
+    "policy_gradient",
+}
 
 
 @pytest.fixture(autouse=True)
