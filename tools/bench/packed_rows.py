@@ -1,9 +1,8 @@
 """The ops on packed rows beside what torch offers for the same work.
 
 Padding and its inverse move 64 sequences of log-uniform 64 to 2048 tokens, 896 values each in bf16; sums, means,
-largest values, broadcasts and masks are over one number for each of these tokens; the policy-gradient loss, forward and
-backward, is over 32,768 tokens, beside autograd over the written formula. Every side gives the same result, which
-is checked first.
+largest values, broadcasts and masks are over one number for each of these tokens; the loss, forward and backward, is
+over 32,768 tokens, beside autograd over the formula. That every side gives the same result is checked first.
 """
 
 from __future__ import annotations
@@ -23,21 +22,21 @@ from tools.bench.timing import seconds_of, spread, take_turns
 Work = Callable[[], Tensor]
 
 _SEGMENTS, _SHORTEST, _LONGEST, _WIDTH = 64, 64, 2048, 896
-_LOSS_TOKENS = 32_768
-_TAU, _LENGTH = 0.1, 512.0
+_LOSS_TOKENS, _TAU, _LENGTH = 32_768, 0.1, 512.0
 _CALLS = 20
 """Calls of one repeat, of what takes microseconds."""
 
 
-def measure(repeats: int) -> dict[str, Any]:
+def measure(repeats: int, device: str = "cpu") -> dict[str, Any]:
     """For each op: seconds of all sides, the best peer, ``ratio`` of our time to its time, and our error.
 
     ``error`` is the largest difference to float64, relative to the sum of magnitudes; ``fraction_of_copy`` is the
     time of a plain copy of the bytes that the op writes over the op's.
     """
-    drawn = torch.rand(_SEGMENTS, generator=torch.Generator().manual_seed(0))
-    lengths = (_SHORTEST * (_LONGEST / _SHORTEST) ** drawn).long()
-    return {**_moves(lengths, repeats), **_reductions(lengths, repeats), "policy_gradient": _loss(repeats)}
+    drawn = torch.rand(_SEGMENTS, generator=torch.Generator().manual_seed(0), device="cpu")
+    with torch.device(device):
+        lengths = (_SHORTEST * (_LONGEST / _SHORTEST) ** drawn).long().to(device)
+        return {**_moves(lengths, repeats), **_reductions(lengths, repeats), "policy_gradient": _loss(repeats)}
 
 
 def _offsets(lengths: Tensor) -> Tensor:
@@ -50,16 +49,18 @@ def _compare(sides: dict[str, Work], repeats: int, calls: int = 1) -> dict[str, 
     for name, work in sides.items():
         assert name == "copy" or torch.allclose(work(), expected, rtol=1e-4, atol=1e-3), f"{name} differs from ours"
 
+    finish = torch.cuda.synchronize if expected.is_cuda else bool
+
     def repeat(work: Work) -> Callable[[], float]:
-        return lambda: seconds_of(lambda: [work() for _ in range(calls)]) / calls
+        return lambda: seconds_of(lambda: ([work() for _ in range(calls)], finish())) / calls
 
     times = take_turns({name: repeat(work) for name, work in sides.items()}, repeats)
     found: dict[str, Any] = {f"{name}_seconds": spread(values) for name, values in times.items()}
     medians = {name: found[f"{name}_seconds"]["median"] for name in sides}
     ours, copy = medians.pop("ours"), medians.pop("copy", None)
     best = min(medians, key=lambda name: medians[name])
-    found |= {"best_peer": best, "ratio": ours / medians[best]}
-    return found if copy is None else found | {"fraction_of_copy": copy / ours}
+    of_copy = {"fraction_of_copy": copy / ours} if copy else {}
+    return {**found, "best_peer": best, "ratio": ours / medians[best], **of_copy}
 
 
 def _moves(lengths: Tensor, repeats: int) -> dict[str, Any]:
@@ -89,8 +90,7 @@ def _moves(lengths: Tensor, repeats: int) -> dict[str, Any]:
 
 def _reductions(lengths: Tensor, repeats: int) -> dict[str, Any]:
     total, cu_seqlens = int(lengths.sum()), _offsets(lengths)
-    values, few = torch.randn(total), torch.randn(_SEGMENTS)
-    segment = row_layout(cu_seqlens, total)[1]
+    values, few, segment = torch.randn(total), torch.randn(_SEGMENTS), row_layout(cu_seqlens, total)[1]
 
     def reduced(kind: str) -> Work:
         return lambda: torch.segment_reduce(values, kind, lengths=lengths, unsafe=True)
@@ -116,8 +116,8 @@ def _reductions(lengths: Tensor, repeats: int) -> dict[str, Any]:
     }
     found = {name: _compare(work, repeats, _CALLS) for name, work in sides.items()}
     exact, size = (torch.segment_reduce(x.double(), "sum", lengths=lengths) for x in (values, values.abs()))
-    ours = segment_sum(values, cu_seqlens=cu_seqlens)
-    found["segment_sum"]["error"] = float(((ours.double() - exact).abs() / size).max())
+    apart = (segment_sum(values, cu_seqlens=cu_seqlens).double() - exact).abs()
+    found["segment_sum"]["error"] = float((apart / size).max())
     return found
 
 
