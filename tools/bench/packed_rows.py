@@ -33,10 +33,9 @@ def measure(repeats: int, device: str = "cpu") -> dict[str, Any]:
     ``error`` is the largest difference to float64, relative to the sum of magnitudes; ``fraction_of_copy`` is the
     time of a plain copy of the bytes that the op writes over the op's.
     """
-    drawn = torch.rand(_SEGMENTS, generator=torch.Generator().manual_seed(0), device="cpu")
-    with torch.device(device):
-        lengths = (_SHORTEST * (_LONGEST / _SHORTEST) ** drawn).long().to(device)
-        return {**_moves(lengths, repeats), **_reductions(lengths, repeats), "policy_gradient": _loss(repeats)}
+    drawn = torch.rand(_SEGMENTS, generator=torch.Generator().manual_seed(0))
+    lengths = (_SHORTEST * (_LONGEST / _SHORTEST) ** drawn).long().to(device)
+    return {**_moves(lengths, repeats), **_reductions(lengths, repeats), "policy_gradient": _loss(repeats, device)}
 
 
 def _offsets(lengths: Tensor) -> Tensor:
@@ -65,7 +64,7 @@ def _compare(sides: dict[str, Work], repeats: int, calls: int = 1) -> dict[str, 
 
 def _moves(lengths: Tensor, repeats: int) -> dict[str, Any]:
     total, longest, cu_seqlens = int(lengths.sum()), int(lengths.max()), _offsets(lengths)
-    packed = torch.randn(total, _WIDTH).bfloat16()
+    packed = torch.randn(total, _WIDTH, device=lengths.device).bfloat16()
     padded = pad(packed, cu_seqlens, longest)
     positions, segment = row_layout(cu_seqlens, total)
     flat, starts, parts = segment * longest + positions, [cu_seqlens.long()], packed.split(lengths.tolist())
@@ -90,7 +89,8 @@ def _moves(lengths: Tensor, repeats: int) -> dict[str, Any]:
 
 def _reductions(lengths: Tensor, repeats: int) -> dict[str, Any]:
     total, cu_seqlens = int(lengths.sum()), _offsets(lengths)
-    values, few, segment = torch.randn(total), torch.randn(_SEGMENTS), row_layout(cu_seqlens, total)[1]
+    segment = row_layout(cu_seqlens, total)[1]
+    values, few = torch.randn_like(segment, dtype=torch.float32), torch.randn_like(lengths, dtype=torch.float32)
 
     def reduced(kind: str) -> Work:
         return lambda: torch.segment_reduce(values, kind, lengths=lengths, unsafe=True)
@@ -109,7 +109,7 @@ def _reductions(lengths: Tensor, repeats: int) -> dict[str, Any]:
                               "index_select": lambda: few.index_select(0, segment),
                               "repeat_interleave": lambda: few.repeat_interleave(lengths, output_size=total)},
     }
-    versions, carries = torch.randint(0, 8, (total,)), torch.rand(total) < 0.9
+    versions, carries = torch.randint_like(segment, 8), values < 1.3
     sides["version_mask"] = {
         "ours": lambda: version_mask(versions, carries, 7, 3, cu_seqlens=cu_seqlens)[1],
         "index_add": lambda: versions.new_zeros(_SEGMENTS).index_add_(0, segment, (carries & (versions >= 4)).long()),
@@ -121,10 +121,10 @@ def _reductions(lengths: Tensor, repeats: int) -> dict[str, Any]:
     return found
 
 
-def _loss(repeats: int) -> dict[str, Any]:
-    cu_seqlens = torch.arange(_SEGMENTS + 1, dtype=torch.int32) * (_LOSS_TOKENS // _SEGMENTS)
+def _loss(repeats: int, device: str) -> dict[str, Any]:
+    cu_seqlens = torch.arange(_SEGMENTS + 1, dtype=torch.int32, device=device) * (_LOSS_TOKENS // _SEGMENTS)
     segment = row_layout(cu_seqlens, _LOSS_TOKENS)[1]
-    logprob, coefficient, reference = torch.randn(3, _LOSS_TOKENS).unbind()
+    logprob, coefficient, reference = torch.randn(3, _LOSS_TOKENS, device=device).unbind()
 
     def written(values: Tensor) -> Tensor:
         drift = values.new_zeros(_SEGMENTS).index_add(0, segment, values - reference.to(values.dtype))
