@@ -14,6 +14,7 @@ namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL) {
 #include "scan.h"
 #include "attend.h"
 #include "rows.h"
+#include "tokens.h"
 
 #if PERILUNE_TILES
 typedef TileProduct HalfProduct;
@@ -63,11 +64,35 @@ static void gate(const GatedSilu& args, int64_t first_row, int64_t last_row) {
   (args.dtype == Dtype::bfloat16 ? gate_rows<uint16_t> : gate_rows<float>)(args, first_row, last_row);
 }
 
+static void sum(const Segments& segments, const void* values, bool mean, void* out, Real real, int64_t first,
+                int64_t last) {
+  auto run = real == Real::float32 ? sum_segments<float> : sum_segments<double>;
+  run(segments, values, mean, out, first, last);
+}
+
+static void largest(const Segments& segments, const void* values, void* out, int64_t* index, Real real, int64_t first,
+                    int64_t last) {
+  auto run = real == Real::float32 ? max_segments<float> : max_segments<double>;
+  run(segments, values, out, index, first, last);
+}
+
+static void loss(const PolicyGradient& args, double* losses, void* total, void* drift, int64_t first, int64_t last) {
+  auto run = args.real == Real::float32 ? loss_segments<float> : loss_segments<double>;
+  run(args, losses, total, drift, first, last);
+}
+
+static void loss_gradient(const PolicyGradient& args, const void* drift, const PolicyGradientUpstream& upstream,
+                          void* gradient, int64_t first, int64_t last) {
+  auto run = args.real == Real::float32 ? gradient_segments<float> : gradient_segments<double>;
+  run(args, drift, upstream, gradient, first, last);
+}
+
 }  // namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL)
 
 using namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL);
 extern const Kernels PERILUNE_JOIN(PERILUNE_LEVEL, _kernels) = {
     packed_bytes, scratch_bytes, pack, scan, gradient, attend, norm, rotate, gate,
+    rises_from_zero, sum, largest, mask_segments, loss, loss_gradient,
 };
 
 }  // namespace perilune

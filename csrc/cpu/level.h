@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "../ops/gated_silu.h"
+#include "../ops/policy_gradient.h"
 #include "../ops/rms_norm.h"
 #include "../ops/rotary.h"
 #include "../ops/slot_attention.h"
@@ -64,6 +65,15 @@ struct Kernels {
   void (*norm)(const RmsNorm&, int64_t first_row, int64_t last_row);
   void (*rotate)(const Rotary&, int64_t first_token, int64_t last_token);
   void (*gate)(const GatedSilu&, int64_t first_row, int64_t last_row);
+  bool (*rises)(const int64_t* index, int64_t tokens);  // from 0, and never falls
+  void (*sum_segments)(const Segments&, const void* values, bool mean, void* out, Real, int64_t first, int64_t last);
+  void (*max_segments)(const Segments&, const void* values, void* out, int64_t* index, Real, int64_t first,
+                       int64_t last);
+  void (*mask_segments)(const Segments&, const int64_t* versions, const bool* carries, int64_t oldest, int64_t newest,
+                        bool* mask, int64_t* counts, int64_t first, int64_t last);
+  void (*loss)(const PolicyGradient&, double* losses, void* total, void* drift, int64_t first, int64_t last);
+  void (*loss_gradient)(const PolicyGradient&, const void* drift, const PolicyGradientUpstream&, void* gradient,
+                        int64_t first, int64_t last);
 };
 
 extern const Kernels plain_kernels, avx2_kernels, avx512_kernels, amx_kernels;

@@ -73,12 +73,12 @@ class Clipped:
         log_ratio = inputs.learner_logprob - anchor
         if self._config.ratio is Ratio.sequence:
             means = inputs.sum_per_trajectory(log_ratio) / inputs.num_tokens.clamp(min=1)
-            log_ratio = means[inputs.trajectory]
+            log_ratio = inputs.spread_over_tokens(means)
         return log_ratio.exp()
 
     def _token_loss(self, inputs: LossInputs, ratio: Tensor) -> tuple[Tensor, Tensor]:
         """[M] losses before aggregation, and [M] bool where the clip bites."""
-        advantage = inputs.advantage[inputs.trajectory]
+        advantage = inputs.spread_over_tokens(inputs.advantage)
         bounded = ratio.clamp(1.0 - self._config.clip_low, 1.0 + self._config.clip_high)
         if self._config.stop_gradient_clip:
             return -bounded.detach() * advantage * inputs.learner_logprob, ratio != bounded
@@ -91,7 +91,7 @@ class Clipped:
         if aggregation is Aggregation.token_mean:
             return token_loss.sum() * scale.per_token
         if aggregation is Aggregation.sequence_mean:
-            lengths = inputs.num_tokens.clamp(min=1)[inputs.trajectory]
+            lengths = inputs.spread_over_tokens(inputs.num_tokens.clamp(min=1))
             return (token_loss / lengths).sum() / scale.trajectories
         constant = self._config.aggregation_constant_tokens or 1.0
         return token_loss.sum() / (constant * scale.trajectories)

@@ -31,7 +31,7 @@ def importance_weights(
         return torch.ones_like(inputs.behaviour_logprob), {}
     log_ratio = (anchor_logprob - inputs.behaviour_logprob).detach()
     if config.level is Ratio.sequence:
-        log_ratio = inputs.sum_per_trajectory(log_ratio)[inputs.trajectory]
+        log_ratio = inputs.spread_over_tokens(inputs.sum_per_trajectory(log_ratio))
     ratio = log_ratio.exp()
     outside = (ratio > config.cap) | (ratio < config.floor)
     if config.kind is ImportanceKind.truncated:

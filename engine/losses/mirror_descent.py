@@ -10,6 +10,7 @@ from engine.losses.baseline import advantages
 from engine.losses.importance import importance_weights, require_anchor
 from engine.losses.kl import Penalty
 from engine.losses.objective import LossInputs, LossOutput, LossScale, all_selected, batch_metrics
+from engine.ops.policy_gradient import policy_gradient
 
 
 class MirrorDescent:
@@ -53,21 +54,16 @@ class MirrorDescent:
     def __call__(self, inputs: LossInputs, scale: LossScale) -> LossOutput:
         """See :class:`engine.losses.objective.Loss`."""
         tau, length = self._config.tau, self._config.length_normaliser
-        learner = inputs.learner_logprob
         anchor = inputs.anchor_logprob(self._config.reference)
         weight, weight_metrics = importance_weights(inputs, anchor, self._config.importance)
-
-        drift = inputs.sum_per_trajectory(learner.detach() - anchor)
-        total = inputs.sum_per_trajectory(learner.detach())
-        value = (-inputs.advantage * total / length + tau / 2 * (drift / length) ** 2).sum()
-
-        coefficient = (inputs.advantage - tau * drift / length)[inputs.trajectory] / length
-        slope = -(weight * coefficient * learner).sum()
-        # The value of eq. 3 with the gradient of the weighted coefficients: without weights the two agree.
-        loss = (value + slope - slope.detach()) / (scale.groups * scale.samples_per_prompt)
-
+        # The op squares the sums of whole trajectories, and weighs the gradient but not the value.
+        summed = policy_gradient(
+            inputs.learner_logprob, inputs.spread_over_tokens(inputs.advantage / length), inputs.trajectory,
+            inputs.advantage.shape[0], reference=anchor, weight=weight, tau=tau, length=length,
+        )
+        loss = summed.loss / (scale.groups * scale.samples_per_prompt)
         penalty, penalty_metrics = self._penalty(inputs, scale)
-        own = {"drift_per_trajectory_sum": drift.abs().sum()}
+        own = {"drift_per_trajectory_sum": summed.drift.detach().abs().sum()}
         return LossOutput(
             loss + penalty, {**batch_metrics(inputs), **own, **weight_metrics, **penalty_metrics}
         )

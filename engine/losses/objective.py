@@ -19,6 +19,7 @@ from engine.config.learning import (
     Reference,
 )
 from engine.errors import ConfigError, nearest_name
+from engine.ops.segments import segment_broadcast, segment_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,11 @@ class LossInputs:
 
     def sum_per_trajectory(self, values: Tensor) -> Tensor:
         """Sums of token values: [M] -> [N], differentiable."""
-        return values.new_zeros(self.advantage.shape).index_add(0, self.trajectory, values)
+        return segment_sum(values, self.trajectory, self.advantage.shape[0])
+
+    def spread_over_tokens(self, values: Tensor) -> Tensor:
+        """Each token the value of its trajectory: [N] -> [M], differentiable."""
+        return segment_broadcast(values, self.trajectory)
 
     def anchor_logprob(self, reference: Reference) -> Tensor:
         """[M] log-probs, detached, of the policy that the update is anchored to.

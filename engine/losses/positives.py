@@ -46,7 +46,7 @@ class Positives:
 
     def __call__(self, inputs: LossInputs, scale: LossScale) -> LossOutput:
         """See :class:`engine.losses.objective.Loss`."""
-        chosen = inputs.advantage[inputs.trajectory] * inputs.learner_logprob
+        chosen = inputs.spread_over_tokens(inputs.advantage) * inputs.learner_logprob
         loss = negative_log_likelihood(chosen, scale.tokens)
         penalty, metrics = self._penalty(inputs, scale)
         return LossOutput(loss + penalty, {**batch_metrics(inputs), **metrics})

@@ -146,6 +146,7 @@ def test_anchor_without_a_reference_pass_is_the_learner(inputs_of):
 def test_sums_per_trajectory_know_empty_ones(inputs_of):
     inputs = inputs_of((2, 0, 1), torch.zeros(3), drift=1.0)
     assert inputs.sum_per_trajectory(torch.tensor([1.0, 2.0, 4.0])).tolist() == [3.0, 0.0, 4.0]
+    assert inputs.spread_over_tokens(torch.tensor([1.0, 2.0, 4.0])).tolist() == [1.0, 1.0, 4.0]
 
 
 def test_inputs_of_unequal_length_are_refused(inputs_of):

@@ -1,0 +1,170 @@
+"""Policy-gradient loss of a packed row: coefficients per token, and a square per sequence.
+
+In naive torch, for segments s with sums over their tokens t::
+
+    drift = torch.zeros(S).index_add(0, segment, logprob - reference)
+    loss = -(coefficient * logprob).sum() + tau / 2 * ((drift / length) ** 2).sum()
+
+The coefficients are the caller's formula; here they are constants. Forward reads the tokens once and backward
+reads them once. Sums are kept in float64 in one fixed order, as in :mod:`engine.ops.segments`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from engine.ops.arguments import expect
+from engine.ops.extension import register
+from engine.ops.packed_rows import expect_device
+from engine.ops.segments import partition, segment_broadcast_reference, segment_sum_reference
+
+
+class PolicyGradient(NamedTuple):
+    """The loss of a row, and what it is made of by segment."""
+
+    loss: Tensor
+    """Scalar, to minimise."""
+    total: Tensor
+    """[S] sums of the log-probs, nats."""
+    drift: Tensor
+    """[S] sums of log-probs less those of the reference, nats."""
+
+
+def policy_gradient(
+    logprob: Tensor,
+    coefficient: Tensor,
+    segment: Tensor | None = None,
+    num_segments: int | None = None,
+    *,
+    cu_seqlens: Tensor | None = None,
+    reference: Tensor | None = None,
+    weight: Tensor | None = None,
+    tau: float = 0.0,
+    length: float = 1.0,
+) -> PolicyGradient:
+    """-sum_t c_t l_t + (tau / 2) sum_s (D_s / length)^2, differentiable for ``logprob``, once, in all results.
+
+    Args:
+        logprob: l, [T] float32 or float64, nats.
+        coefficient: c, [T], same dtype; a constant.
+        segment: [T] int64 in 0..num_segments-1, never falling.
+        num_segments: S.
+        cu_seqlens: [S + 1] int32, instead of ``segment`` and ``num_segments``.
+        reference: [T], same dtype, a constant: D_s sums l - reference over segment s. None: the log-probs
+            themselves, as constants, so that D is 0.
+        weight: [T], same dtype, a constant: multiplies what each token takes of the gradient of the loss, and
+            leaves the loss as it is. None: 1.
+        tau: factor of the square, at least 0.
+        length: what D is divided by, above 0.
+
+    Returns:
+        loss, total [S] and drift [S] in the dtype of ``logprob``.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype, device, order or range.
+    """
+    expect(logprob.dim() == 1, "logprob", "[T]", logprob)
+    expect(logprob.dtype in (torch.float32, torch.float64), "logprob", "float32 or float64", logprob)
+    _expect_like("coefficient", coefficient, logprob)
+    if reference is not None:
+        _expect_like("reference", reference, logprob)
+    if weight is not None:
+        _expect_like("weight", weight, logprob)
+    expect(tau >= 0, "tau", "at least 0", tau)
+    expect(length > 0, "length", "above 0", length)
+    starts = partition(logprob, logprob.shape, segment, num_segments, cu_seqlens)
+    return PolicyGradient(*_Loss.apply(logprob, coefficient, reference, weight, starts, tau, length))
+
+
+def _expect_like(argument: str, tensor: Tensor, logprob: Tensor) -> None:
+    if tensor.shape != logprob.shape or tensor.dtype != logprob.dtype:
+        expect(False, argument, f"[{logprob.shape[0]}] of {logprob.dtype}", tensor)
+    expect_device(tensor, argument, logprob)
+
+
+def policy_gradient_reference(
+    logprob: Tensor, coefficient: Tensor, reference: Tensor | None, cu_seqlens: Tensor, tau: float, length: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The readable :func:`policy_gradient`."""
+    exact = logprob.double()
+    gap = torch.zeros_like(exact) if reference is None else exact - reference
+    total = segment_sum_reference(exact, cu_seqlens, False)
+    drift = segment_sum_reference(gap, cu_seqlens, False)
+    loss = -(coefficient * exact).sum() + tau / 2 * (drift / length).square().sum()
+    return loss.to(logprob.dtype), total.to(logprob.dtype), drift.to(logprob.dtype)
+
+
+def policy_gradient_backward_reference(
+    coefficient: Tensor, weight: Tensor | None, drift: Tensor, cu_seqlens: Tensor, g_loss: Tensor | None,
+    g_total: Tensor | None, g_drift: Tensor | None, tau: float, length: float,
+) -> Tensor:
+    """Gradient of the log-probs, [T], from those of loss, total and drift; None: 0. With w the weight::
+
+    w_t * (tau * D_s / length^2 - c_t) * g_loss + g_total_s + g_drift_s
+    """
+    tokens = coefficient.shape[0]
+
+    def spread(values: Tensor) -> Tensor:
+        return segment_broadcast_reference(values, cu_seqlens, tokens)
+
+    gradient = torch.zeros_like(coefficient)
+    if g_loss is not None:
+        gradient = (spread(tau * drift / length**2) - coefficient) * g_loss
+        gradient = gradient if weight is None else weight * gradient
+    for upstream in (g_total, g_drift):
+        if upstream is not None:
+            gradient = gradient + spread(upstream)
+    return gradient
+
+
+def _fake(
+    logprob: Tensor, coefficient: Tensor, reference: Tensor | None, cu_seqlens: Tensor, tau: float, length: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    total = logprob.new_empty(cu_seqlens.shape[0] - 1)
+    return logprob.new_empty(()), total, torch.empty_like(total)
+
+
+def _fake_backward(
+    coefficient: Tensor, weight: Tensor | None, drift: Tensor, cu_seqlens: Tensor, g_loss: Tensor | None,
+    g_total: Tensor | None, g_drift: Tensor | None, tau: float, length: float,
+) -> Tensor:
+    return coefficient.new_empty(coefficient.shape[0])
+
+
+class _Loss(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, logprob: Tensor, coefficient: Tensor, reference: Tensor | None, weight: Tensor | None,
+        cu_seqlens: Tensor, tau: float, length: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        loss, total, drift = _op(logprob, coefficient, reference, cu_seqlens, tau, length)
+        ctx.save_for_backward(coefficient, weight, drift, cu_seqlens)
+        ctx.numbers = tau, length
+        ctx.set_materialize_grads(False)
+        return loss, total, drift
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        if torch.is_grad_enabled():  # torch's own decorator for this costs as much as the kernel
+            raise RuntimeError("policy_gradient is differentiable once: do without create_graph")
+        gradient = _backward_op(*ctx.saved_tensors, *upstream, *ctx.numbers)
+        return gradient, None, None, None, None, None, None
+
+
+_op = register(
+    "policy_gradient",
+    "(Tensor logprob, Tensor coefficient, Tensor? reference, Tensor cu_seqlens, float tau, float length)"
+    " -> (Tensor, Tensor, Tensor)",
+    policy_gradient_reference,
+    _fake,
+)
+_backward_op = register(
+    "policy_gradient_backward",
+    "(Tensor coefficient, Tensor? weight, Tensor drift, Tensor cu_seqlens, Tensor? g_loss, Tensor? g_total,"
+    " Tensor? g_drift, float tau, float length) -> Tensor",
+    policy_gradient_backward_reference,
+    _fake_backward,
+)
