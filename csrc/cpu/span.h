@@ -53,34 +53,35 @@ PERILUNE_INLINE Floats power(Floats x) {
 #endif
 }
 
-// What a strip's columns look like in the rows of the tensors.
+// Where the columns of a part stand in the tensors.
 template <typename T>
 struct Columns {
-  int count;                              // that exist
+  int count, padded;                                // that exist; in whole strips
   int64_t token[kSpanColumns], head[kSpanColumns];
   const T* rows[kSpanColumns];
-  alignas(64) int32_t visible[kSpanColumns];  // keys that a column sees
+  alignas(64) int32_t visible[kSpanColumns];        // keys that a column sees
 
   Columns(const PackedAttention& args, const SpanPart& part) {
-    int64_t group = args.heads / args.shared_heads, all_columns = part.span.length * group;
-    int64_t left = all_columns - part.first_column;
+    int64_t group = args.heads / args.shared_heads, left = part.span.length * group - part.first_column;
     count = left < kSpanColumns ? int(left) : kSpanColumns;
-    for (int c = 0; c < kSpanColumns; ++c) {
-      int64_t column = part.first_column + (c < count ? c : count - 1);
-      token[c] = part.span.start + column / group;
-      head[c] = part.shared_head * group + column % group;
-      visible[c] = int32_t(part.span.context_length + column / group + 1);
+    padded = int(whole_chunks(count));
+    int64_t query = part.first_column / group, member = part.first_column % group;
+    for (int c = 0; c < padded; ++c) {
+      token[c] = part.span.start + query;
+      head[c] = part.shared_head * group + member;
+      visible[c] = int32_t(part.span.context_length + query + 1);
+      if (c + 1 < count && ++member == group) member = 0, ++query;
     }
   }
 
-  int strips() const { return (count + kStrip - 1) / kStrip; }
+  int strips() const { return padded / kStrip; }
+  int64_t keys() const { return visible[padded - 1]; }
 
   // Sets `rows` to those of a tensor; null for columns that do not exist.
   const T* const* of(const Rows& tensor) {
-    for (int c = 0; c < kSpanColumns; ++c)
-      rows[c] = c < count ? static_cast<const T*>(tensor.data) + token[c] * tensor.token_stride +
-                                head[c] * tensor.head_stride
-                          : nullptr;
+    const T* data = static_cast<const T*>(tensor.data);
+    for (int c = 0; c < padded; ++c)
+      rows[c] = c < count ? data + token[c] * tensor.token_stride + head[c] * tensor.head_stride : nullptr;
     return rows;
   }
 
@@ -113,6 +114,9 @@ PERILUNE_INLINE Floats seen(Floats score, const int32_t* limit, int key, float o
   return here < limits ? score : all(otherwise);
 }
 
+// A maximum that was exceeded by a little still serves; each new one has all earlier sums scaled.
+constexpr float kSlack = 8.0f;
+
 // Scores of a strip to probabilities against the running maximum; returns whether earlier sums must be scaled, by
 // `keep`. `limit`: how many keys of this block each column sees.
 template <typename Matrix, bool masked>
@@ -130,7 +134,8 @@ static bool soften(const float* scores, int keys, const int32_t* limit, float sc
   bool changed = false;
   for (int h = 0; h < 2; ++h) {
     Floats before = load(maximum + h * 16);
-    now[h] = larger(larger(most[h][0], most[h][1]) * scale, before);
+    Floats largest = larger(most[h][0], most[h][1]) * scale;
+    now[h] = largest > before + kSlack ? largest : before;
     changed |= any(now[h] != before);
     Floats factor = power<precise>(before - now[h]);
     store(maximum + h * 16, now[h]);
@@ -170,14 +175,14 @@ template <typename Matrix>
 struct ForwardScratch {
   typedef typename Matrix::Value Value;
   Value *query, *key, *value, *probability;
-  float *scores[2], *out, *maximum, *sum, *keep;
+  float *scores, *out, *maximum, *sum, *keep;
 
   ForwardScratch(Pieces& pieces, int64_t width) {
     query = pieces.next<Value>(width * kSpanColumns);
     key = pieces.next<Value>(width * kSpanKeys);
     value = pieces.next<Value>(width * kSpanKeys);
     probability = pieces.next<Value>(kSpanKeys * kStrip);
-    for (float*& buffer : scores) buffer = pieces.next<float>(kSpanKeys * kStrip);
+    scores = pieces.next<float>(kSpanKeys * kStrip);
     out = pieces.next<float>(width * kSpanColumns);
     maximum = pieces.next<float>(kSpanColumns);
     sum = pieces.next<float>(kSpanColumns);
@@ -187,40 +192,32 @@ struct ForwardScratch {
 
 template <typename Matrix, typename T>
 static void span_forward(const PackedAttention& args, const SpanPart& part, T* out, float* lse, void* scratch) {
-  typedef typename Matrix::Value Value;
   int64_t size = args.head_size, width = whole_chunks(size);
   Pieces pieces{static_cast<char*>(scratch)};
   ForwardScratch<Matrix> work(pieces, width);
   Columns<T> columns(args, part);
   int strips = columns.strips(), chunks = int(width / kChunk);
   float scale = args.scale * 1.44269504f;  // exponents of two
-  Matrix::pack_right_turned(columns.of(args.query), strips * kStrip, size, work.query);
-  for (int c = 0; c < strips * kStrip; ++c) work.maximum[c] = -1e30f, work.sum[c] = 0.0f;
+  Matrix::pack_right_turned(columns.of(args.query), columns.padded, size, work.query);
+  for (int c = 0; c < columns.padded; ++c) work.maximum[c] = -1e30f, work.sum[c] = 0.0f;
 
-  int64_t last = columns.visible[kSpanColumns - 1];
+  int64_t last = columns.keys();
   for (int64_t first = 0; first < last; first += kSpanKeys) {
     const T* rows[kSpanKeys];
     key_rows(args.key, part, first, rows);
     Matrix::pack_left(rows, kSpanKeys, size, work.key);
     key_rows(args.value, part, first, rows);
     Matrix::pack_left_turned(rows, kSpanKeys, size, work.value);
-    auto score = [&](int strip) {
-      const Value* query = work.query + strip * kStrip * width;
-      Matrix::template multiply<false>(work.key, kSpanKeys * kChunk, query, width * 16, columns.keys_of(strip, first),
-                                       chunks, work.scores[strip % 2], kStrip);
-    };
-    int strip = 0;
-    while (!columns.keys_of(strip, first)) ++strip;
-    score(strip);
-    for (; strip < strips; ++strip) {
-      // The next scores are multiplied while these pass through the softmax.
-      if (strip + 1 < strips) score(strip + 1);
+    for (int strip = 0; strip < strips; ++strip) {
       int keys = columns.keys_of(strip, first);
+      if (!keys) continue;
+      Matrix::template multiply<false>(work.key, kSpanKeys * kChunk, work.query + strip * kStrip * width, width * 16,
+                                       keys, chunks, work.scores, kStrip);
       alignas(64) int32_t limit[kStrip];
       for (int c = 0; c < kStrip; ++c) limit[c] = int32_t(columns.visible[strip * kStrip + c] - first);
       auto run = limit[0] < keys ? soften<Matrix, true> : soften<Matrix, false>;
-      bool changed = run(work.scores[strip % 2], keys, limit, scale, work.maximum + strip * kStrip,
-                         work.sum + strip * kStrip, work.keep, work.probability);
+      bool changed = run(work.scores, keys, limit, scale, work.maximum + strip * kStrip, work.sum + strip * kStrip,
+                         work.keep, work.probability);
       float* mixed = work.out + strip * kStrip * width;
       if (changed && first)
         for (int h = 0; h < kStrip; h += 16) {

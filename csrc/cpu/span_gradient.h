@@ -35,7 +35,7 @@ template <typename Matrix>
 struct BackwardScratch {
   typedef typename Matrix::Value Value;
   Value *query, *gradient, *query_rows, *gradient_rows, *key, *value, *key_turned, *p, *s, *s_turned;
-  float *scores[2], *gains[2], *d_query, *product, *lse, *delta;
+  float *scores, *gains, *d_query, *product, *lse, *delta;
 
   BackwardScratch(Pieces& pieces, int64_t width) {
     query = pieces.next<Value>(width * kSpanColumns);
@@ -48,8 +48,8 @@ struct BackwardScratch {
     p = pieces.next<Value>(kSpanKeys * kSpanColumns);
     s = pieces.next<Value>(kSpanKeys * kSpanColumns);
     s_turned = pieces.next<Value>(kSpanKeys * kStrip);
-    for (float*& buffer : scores) buffer = pieces.next<float>(kSpanKeys * kStrip);
-    for (float*& buffer : gains) buffer = pieces.next<float>(kSpanKeys * kStrip);
+    scores = pieces.next<float>(kSpanKeys * kStrip);
+    gains = pieces.next<float>(kSpanKeys * kStrip);
     d_query = pieces.next<float>(width * kSpanColumns);
     product = pieces.next<float>(width * kSpanKeys);
     lse = pieces.next<float>(kSpanColumns);
@@ -93,23 +93,23 @@ static void span_backward(const PackedGradient& args, const SpanPart& part, bool
   Pieces pieces{static_cast<char*>(scratch)};
   BackwardScratch<Matrix> work(pieces, width);
   Columns<T> columns(forward, part);
-  int strips = columns.strips(), padded_columns = strips * kStrip, chunks = int(width / kChunk);
+  int strips = columns.strips(), chunks = int(width / kChunk);
   float scale = forward.scale * 1.44269504f;  // exponents of two
   const T* outs[kSpanColumns];
-  __builtin_memcpy(outs, columns.of(args.out), sizeof outs);
+  __builtin_memcpy(outs, columns.of(args.out), size_t(columns.padded) * sizeof outs[0]);
   const T* const* rows = columns.of(args.gradient);
-  Matrix::pack_right_turned(rows, padded_columns, size, work.gradient);
-  if (sums.data) Matrix::pack_right(rows, padded_columns, size, kSpanColumns, work.gradient_rows);
-  for (int c = 0; c < padded_columns; ++c) {
+  Matrix::pack_right_turned(rows, columns.padded, size, work.gradient);
+  if (sums.data) Matrix::pack_right(rows, columns.padded, size, kSpanColumns, work.gradient_rows);
+  for (int c = 0; c < columns.padded; ++c) {
     bool there = c < columns.count;
     work.lse[c] = there ? args.lse[columns.token[c] * heads + columns.head[c]] * 1.44269504f : 0.0f;
     work.delta[c] = there ? dot(rows[c], outs[c], size) : 0.0f;
   }
   rows = columns.of(forward.query);
-  Matrix::pack_right_turned(rows, padded_columns, size, work.query);
-  if (sums.data) Matrix::pack_right(rows, padded_columns, size, kSpanColumns, work.query_rows);
+  Matrix::pack_right_turned(rows, columns.padded, size, work.query);
+  if (sums.data) Matrix::pack_right(rows, columns.padded, size, kSpanColumns, work.query_rows);
 
-  int64_t last = columns.visible[kSpanColumns - 1];
+  int64_t last = columns.keys();
   for (int64_t first = 0; first < last; first += kSpanKeys) {
     int64_t tokens[kSpanKeys];
     bool wanted = want_query;
@@ -124,34 +124,26 @@ static void span_backward(const PackedGradient& args, const SpanPart& part, bool
     if (want_query) Matrix::pack_left_turned(keys_here, kSpanKeys, size, work.key_turned);
     key_rows(forward.value, part, first, keys_here);
     Matrix::pack_left(keys_here, kSpanKeys, size, work.value);
-    auto multiply = [&](int strip) {
-      int64_t at = strip * kStrip * width;
-      int keys = columns.keys_of(strip, first);
-      Matrix::template multiply<false>(work.key, kSpanKeys * kChunk, work.query + at, width * 16, keys, chunks,
-                                       work.scores[strip % 2], kStrip);
-      Matrix::template multiply<false>(work.value, kSpanKeys * kChunk, work.gradient + at, width * 16, keys, chunks,
-                                       work.gains[strip % 2], kStrip);
-    };
     int first_strip[kSpanKeys / 32];  // that sees a key of the group
     for (int group = 0; group < kSpanKeys / 32; ++group)
       for (first_strip[group] = 0; first_strip[group] < strips; ++first_strip[group])
         if (columns.keys_of(first_strip[group], first) > group * 32) break;
-    int strip = first_strip[0];
-    multiply(strip);
-    for (; strip < strips; ++strip) {
-      // The next products are made while these pass through the softmax.
-      if (strip + 1 < strips) multiply(strip + 1);
+    for (int strip = first_strip[0]; strip < strips; ++strip) {
       int keys = columns.keys_of(strip, first);
+      int64_t at = strip * kStrip * width, block = strip * kSpanKeys * kChunk;
+      Matrix::template multiply<false>(work.key, kSpanKeys * kChunk, work.query + at, width * 16, keys, chunks,
+                                       work.scores, kStrip);
+      Matrix::template multiply<false>(work.value, kSpanKeys * kChunk, work.gradient + at, width * 16, keys, chunks,
+                                       work.gains, kStrip);
       alignas(64) int32_t limit[kStrip];
       for (int c = 0; c < kStrip; ++c) limit[c] = int32_t(columns.visible[strip * kStrip + c] - first);
       auto run = limit[0] < keys ? slope<Matrix, true> : slope<Matrix, false>;
-      int64_t block = strip * kSpanKeys * kChunk;
-      run(work.scores[strip % 2], work.gains[strip % 2], keys, limit, scale, work.lse + strip * kStrip,
-          work.delta + strip * kStrip, work.p + block, work.s + block, work.s_turned);
+      run(work.scores, work.gains, keys, limit, scale, work.lse + strip * kStrip, work.delta + strip * kStrip,
+          work.p + block, work.s + block, work.s_turned);
       if (!want_query) continue;
       auto add = first ? Matrix::template multiply<true> : Matrix::template multiply<false>;
       add(work.key_turned, width * kChunk, work.s_turned, kSpanKeys * 16, int(width), keys / kChunk,
-          work.d_query + strip * kStrip * width, kStrip);
+          work.d_query + at, kStrip);
     }
     if (!sums.data) continue;
     add_to_sums<Matrix>(work.s, work.query_rows, first_strip, strips, tokens, sums, width, 0, work.product);
