@@ -64,8 +64,8 @@ def extension() -> dict[str, Any]:
     from torch.utils.cpp_extension import BuildExtension, CppExtension
 
     sources = sorted(glob("csrc/cpu/*.cpp", root_dir=HERE) + glob("csrc/bindings/*.cpp", root_dir=HERE))
-    # No vector type crosses a library border (psabi); GCC's own AVX-512 headers trip the other warning.
-    quiet = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
+    # No vector type crosses a library border (psabi); GCC's own AVX-512 headers trip the other warnings.
+    quiet = ["-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
     flags = [
         "-O3",
         "-fopenmp",
