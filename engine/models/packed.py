@@ -68,7 +68,7 @@ def _packed_attention(
     assert row_spans is not None, "packed attention was called without the spans of its row"
     assert not dropout, "packed attention knows no dropout"
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-    queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+    queries, keys, values = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
     return span_attention(queries, keys, values, row_spans, scale)[None], None
 
 

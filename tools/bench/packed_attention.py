@@ -69,7 +69,7 @@ def ours(spans: Tensor) -> Attend:
     """The op, as the learner calls it."""
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        queries, keys, values = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        queries, keys, values = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
         return span_attention(queries, keys, values, spans, HEAD_SIZE**-0.5)[None]
 
     return attend
