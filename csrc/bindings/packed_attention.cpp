@@ -33,7 +33,8 @@ void check_spans(const Tensor& spans, int64_t tokens) {
                       " with a length of at least 0, got ", start, " and ", length);
     end += length;
     TORCH_CHECK_VALUE(context >= 0 && (context == 0 || (seen >= 0 && seen + context <= start)),
-                      "spans: expected the context of span ", i, " in 0..", start, ", got ", seen, "..", seen + context);
+                      "spans: expected the context of span ", i, " in 0..", start, ", got ", seen, "..",
+                      seen + context);
   }
   TORCH_CHECK_VALUE(end == tokens, "spans: expected to cover ", tokens, " tokens, got ", end);
 }

@@ -71,8 +71,13 @@ static void gate(const GatedSilu& args, int64_t first_row, int64_t last_row) {
 static int64_t span_bytes(Dtype dtype, int64_t head_size) {
   int64_t width = whole_chunks(head_size);
   Pieces forward{nullptr}, backward{nullptr};
-  if (dtype == Dtype::bfloat16) ForwardScratch<HalfMatrix>(forward, width), BackwardScratch<HalfMatrix>(backward, width);
-  else ForwardScratch<FloatMatrix>(forward, width), BackwardScratch<FloatMatrix>(backward, width);
+  if (dtype == Dtype::bfloat16) {
+    ForwardScratch<HalfMatrix>(forward, width);
+    BackwardScratch<HalfMatrix>(backward, width);
+  } else {
+    ForwardScratch<FloatMatrix>(forward, width);
+    BackwardScratch<FloatMatrix>(backward, width);
+  }
   return forward.used > backward.used ? forward.used : backward.used;
 }
 

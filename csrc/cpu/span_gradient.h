@@ -59,9 +59,9 @@ struct BackwardScratch {
 
 // Adds `factor^T right` over the strips to the rows of the sums, `which` of the two.
 template <typename Matrix>
-static void add_to_sums(const typename Matrix::Value* factor, const typename Matrix::Value* right, const int* first_strip,
-                        int strips, const int64_t* tokens, const KeySums& sums, int64_t width, int which,
-                        float* product) {
+static void add_to_sums(const typename Matrix::Value* factor, const typename Matrix::Value* right,
+                        const int* first_strip, int strips, const int64_t* tokens, const KeySums& sums, int64_t width,
+                        int which, float* product) {
   for (int group = 0; group < kSpanKeys / 32; ++group) {
     int from = first_strip[group];
     if (from >= strips) continue;
