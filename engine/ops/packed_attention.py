@@ -12,6 +12,8 @@ Positions are the caller's business. The compiled kernels keep sums in float32; 
 bfloat16 in tiles, probabilities and their gradients pass through bfloat16 before a product, as they do in other
 fast kernels. A token's output and its gradients depend on its span and context alone: neither on what else is
 in the row nor on the threads, to the last bit. Memory is linear in the tokens.
+
+Without the kernels torch's attention is called for one span after the other; on CUDA ``varlen_attention`` serves.
 """
 
 from __future__ import annotations
@@ -22,10 +24,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from engine.ops.arguments import expect
-from engine.ops.extension import register
+from engine.ops.extension import available, register
 from engine.ops.varlen_attention import serves, varlen_attention
+
+_SHORT_KEYS = 192
+"""Up to here torch's attention on a CPU is several times faster in fp32 than in bf16, and longer ones slower."""
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
@@ -76,13 +82,39 @@ def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, sca
     fits = spans.dim() == 2 and spans.shape[1] == 4 and spans.dtype == torch.int32
     expect(fits, "spans", "[spans, 4] int32", spans)
     expect(scale >= 0, "scale", "at least 0", scale)
-    if query.dtype == torch.float64:
-        return span_attention_reference(query, key, value, spans, scale)[0]
+    if available() and query.device.type in ("cpu", "meta") and query.dtype != torch.float64:
+        output: Tensor = _op(query, key, value, spans, float(scale))[0]
+        return output
+    check_spans(spans, query.shape[0])
     if serves(query):
-        check_spans(spans, query.shape[0])
         return varlen_attention(query, key, value, spans, float(scale))
-    output: Tensor = _op(query, key, value, spans, float(scale))[0]
-    return output
+    return one_by_one(query, key, value, spans, scale)
+
+
+def one_by_one(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
+    """:func:`span_attention` by torch's own attention, one call for each span: where no kernel serves."""
+    places = spans.tolist()
+    # Split once: each slice of its own would cost the backward a pass over the whole row.
+    queries, keys, values = (x.split([length for _, length, _, _ in places]) for x in (query, key, value))
+    index = {(start, length): place for place, (start, length, _, _) in enumerate(places)}
+    outputs = [query.new_empty(0, *query.shape[1:])]
+    for place, (_, length, seen, context) in enumerate(places):
+        if not length:
+            continue
+        around = [queries[place], keys[place], values[place]]
+        if context:
+            found = index.get((seen, context))
+            shared = (key[seen : seen + context], value[seen : seen + context]) if found is None else (
+                keys[found], values[found])
+            around[1:] = [torch.cat(parts) for parts in zip(shared, around[1:], strict=True)]
+        wide = torch.promote_types(query.dtype, torch.float32) if context + length <= _SHORT_KEYS else query.dtype
+        q, k, v = (x.to(wide).transpose(0, 1)[None] for x in around)
+        mixed = scaled_dot_product_attention(
+            q, k, v, _visible(q, k) if context else None, is_causal=not context, scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outputs.append(mixed[0].transpose(0, 1).to(query.dtype))
+    return torch.cat(outputs)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
@@ -179,9 +211,13 @@ def _seen(tensor: Tensor, own: slice, seen: slice, group: int) -> Tensor:
 
 
 def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
-    context = keys.shape[0] - queries.shape[0]
-    visible = torch.ones(queries.shape[0], keys.shape[0], dtype=torch.bool, device=keys.device).tril(context)
-    return (torch.einsum("qhd,khd->hqk", queries, keys) * scale).masked_fill(~visible, float("-inf"))
+    hidden = ~_visible(queries.transpose(0, 1), keys.transpose(0, 1))
+    return (torch.einsum("qhd,khd->hqk", queries, keys) * scale).masked_fill(hidden, float("-inf"))
+
+
+def _visible(queries: Tensor, keys: Tensor) -> Tensor:
+    num_queries, num_keys = queries.shape[-2], keys.shape[-2]
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=keys.device).tril(num_keys - num_queries)
 
 
 def _fake(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from engine.ops import extension
 from engine.ops.packed_attention import (
+    one_by_one,
     packed_attention,
     span_attention,
     span_attention_reference,
@@ -92,6 +93,21 @@ def test_output_and_gradients_agree_with_float64(
         assert float(each.max()) < 4 * bound * float(size_of_each.max())
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_one_span_after_the_other_agrees_with_float64(dtype: torch.dtype) -> None:
+    inputs, spans = problem(6, 2, 40, dtype), span_tensor(SPANS)
+    upstream = torch.randn(TOKENS, 6, 40).to(dtype)
+    output = one_by_one(*inputs, spans, 0.2)
+    exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
+    expected = truth(*exact, spans, 0.2)
+    gradients = torch.autograd.grad(output, inputs, upstream)
+    right = torch.autograd.grad(expected, exact, upstream.double())
+    assert output.dtype == dtype
+    for got, wanted in zip((output, *gradients), (expected, *right), strict=True):
+        assert relative_error(got.detach(), wanted.detach()) < (2e-6 if dtype == torch.float32 else 2.0**-7)
+    assert one_by_one(*(x[:0] for x in inputs), span_tensor([]), 0.2).shape == (0, 6, 40)
+
+
 def test_log_of_the_sum_agrees_with_float64(implementation: str) -> None:
     query, key, value = (tensor.detach() for tensor in problem(4, 2, 64, torch.float32))
     spans = span_tensor(SPANS)
@@ -102,7 +118,7 @@ def test_log_of_the_sum_agrees_with_float64(implementation: str) -> None:
     torch.testing.assert_close(lse.double(), expected, atol=2e-5, rtol=1e-6)
 
 
-def test_float64_is_differentiable_twice_over() -> None:
+def test_float64_is_served_and_differentiable() -> None:
     inputs = [torch.randn(7, heads, 5, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
     spans = span_tensor([(0, 3, 0, 0), (3, 4, 1, 2)])
     assert torch.autograd.gradcheck(lambda q, k, v: span_attention(q, k, v, spans, 0.3), inputs)
