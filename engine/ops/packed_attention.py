@@ -97,7 +97,7 @@ def one_by_one(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: 
     # Split once: each slice of its own would cost the backward a pass over the whole row.
     queries, keys, values = (x.split([length for _, length, _, _ in places]) for x in (query, key, value))
     index = {(start, length): place for place, (start, length, _, _) in enumerate(places)}
-    outputs = [query.new_empty(0, *query.shape[1:])]
+    outputs = []
     for place, (_, length, seen, context) in enumerate(places):
         if not length:
             continue
@@ -114,7 +114,7 @@ def one_by_one(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: 
             enable_gqa=query.shape[1] != key.shape[1],
         )
         outputs.append(mixed[0].transpose(0, 1).to(query.dtype))
-    return torch.cat(outputs)
+    return torch.cat(outputs) if outputs else query.clone()
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -212,7 +212,7 @@ def test_what_stands_around_a_span_is_not_read(level: str, dtype: torch.dtype) -
         assert bool(tensor[:5].isnan().all())
 
 
-def test_any_strides(implementation: str) -> None:
+def test_any_strides(level: str) -> None:
     inputs, spans = problem(4, 2, 40, torch.bfloat16), span_tensor(SPANS)
     upstream = torch.randn(1, 1, 40).bfloat16().expand(TOKENS, 4, 40)
     expected = results(*inputs, spans, upstream.contiguous())
@@ -223,7 +223,7 @@ def test_any_strides(implementation: str) -> None:
             assert torch.equal(got, right)
 
 
-def test_nothing_gives_nothing(implementation: str) -> None:
+def test_nothing_gives_nothing(level: str) -> None:
     for spans in ([], [(0, 0, 0, 0)]):
         inputs = problem(4, 2, 16, torch.bfloat16, 0)
         for got in results(*inputs, span_tensor(spans), torch.zeros(0, 4, 16).bfloat16()):
@@ -239,7 +239,7 @@ def test_segments_are_spans_without_context(implementation: str) -> None:
     torch.testing.assert_close(got, truth(query, key, value, spans, 0.3), atol=1e-5, rtol=1e-5)
 
 
-def test_memory_is_linear_in_the_tokens() -> None:
+def test_memory_is_linear_in_the_tokens(level: str) -> None:
     """No tensor of the graph grows with the square of a sequence."""
     sizes = []
     for tokens in (256, 512):
