@@ -1,5 +1,6 @@
-// All kernels of one level. A level's source file sets the instruction target and three macros, then includes this:
+// All kernels of one level. A level's source file sets the instruction target and four macros, then includes this:
 //   PERILUNE_LEVEL  name of the level    PERILUNE_WIDE  AVX-512 is there    PERILUNE_TILES  AMX is there
+//   PERILUNE_LANES  floats in a register
 // Only C headers are in scope here: an inline function of the C++ library compiled under a wide target could
 // be the copy that the linker keeps for everyone.
 

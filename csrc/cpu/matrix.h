@@ -10,6 +10,31 @@ constexpr int kChunk = 32;
 
 PERILUNE_INLINE int64_t whole_chunks(int64_t size) { return (size + kChunk - 1) / kChunk * kChunk; }
 
+// One register of floats: sixteen lanes that do not fit one would live in memory, which products and the softmax
+// can not afford.
+constexpr int kLanes = PERILUNE_LANES;
+typedef float Register __attribute__((vector_size(kLanes * 4)));
+typedef int32_t RegisterInts __attribute__((vector_size(kLanes * 4)));
+typedef uint32_t RegisterWords __attribute__((vector_size(kLanes * 4)));
+
+PERILUNE_INLINE Register spread(float x) {
+#if PERILUNE_LANES == 16
+  return all(x);
+#elif PERILUNE_LANES == 8
+  return Register{x, x, x, x, x, x, x, x};
+#else
+  return Register{x, x, x, x};
+#endif
+}
+
+PERILUNE_INLINE Register load_register(const float* from) {
+  Register value;
+  __builtin_memcpy(&value, from, sizeof value);
+  return value;
+}
+
+PERILUNE_INLINE void store_register(float* to, Register value) { __builtin_memcpy(to, &value, sizeof value); }
+
 // Sixteen rows of sixteen words; word i of row j becomes word j of row i.
 static void transpose(Words rows[16]) {
 #if PERILUNE_WIDE
@@ -96,12 +121,15 @@ struct FloatMatrix {
       }
   }
 
-  // Columns of a row of A, and rows of a panel of B, from two registers.
-  PERILUNE_INLINE void put_columns(float* row, Floats first, Floats second) {
-    store(row, first);
-    store(row + 16, second);
+  // Two registers side by side in a row of A, and one below the other in a panel of B.
+  PERILUNE_INLINE void put_columns(float* row, Register first, Register second) {
+    store_register(row, first);
+    store_register(row + kLanes, second);
   }
-  PERILUNE_INLINE void put_rows(float* panel, Floats first, Floats second) { put_columns(panel, first, second); }
+  PERILUNE_INLINE void put_rows(float* panel, Register first, Register second) {
+    store_register(panel, first);
+    store_register(panel + 16, second);
+  }
 
   // 32 columns of a product with a B from `pack_right`, in order.
   PERILUNE_INLINE void put_product(const float* c, float factor, float* to, int64_t left) {
@@ -113,22 +141,28 @@ struct FloatMatrix {
     if (left > 16) store_some(to + 16, load(c + 16) * factor, left - 16);
   }
 
-  template <int rows, int panels, bool add>
-  PERILUNE_INLINE void multiply_rows(const float* a, int64_t a_chunk, const float* b, int64_t b_panel, int chunks,
+  static constexpr int kRowsAtOnce = kLanes == 16 ? 8 : 4;
+
+  // Some rows of two registers of columns; `b` and `c` start at the first of these columns.
+  template <bool add>
+  PERILUNE_INLINE void multiply_rows(const float* a, int64_t a_chunk, const float* b, int64_t b_next, int chunks,
                                      float* c, int64_t c_row) {
-    Floats sum[rows][panels];
-    for (int r = 0; r < rows; ++r)
-      for (int p = 0; p < panels; ++p) sum[r][p] = all(0.0f);
+    Register sum[kRowsAtOnce][2];
+    for (int r = 0; r < kRowsAtOnce; ++r) sum[r][0] = sum[r][1] = spread(0.0f);
     for (int chunk = 0; chunk < chunks; ++chunk)
-      for (int k = 0; k < kChunk; ++k)
-        for (int p = 0; p < panels; ++p) {
-          Floats right = load(b + p * b_panel + (chunk * kChunk + k) * 16);
-          for (int r = 0; r < rows; ++r) sum[r][p] += all(a[chunk * a_chunk + r * kChunk + k]) * right;
+      for (int k = 0; k < kChunk; ++k) {
+        const float* row = b + (chunk * kChunk + k) * 16;
+        Register first = load_register(row), second = load_register(row + b_next);
+        for (int r = 0; r < kRowsAtOnce; ++r) {
+          Register left = spread(a[chunk * a_chunk + r * kChunk + k]);
+          sum[r][0] += left * first;
+          sum[r][1] += left * second;
         }
-    for (int r = 0; r < rows; ++r)
-      for (int p = 0; p < panels; ++p) {
-        float* to = c + r * c_row + p * 16;
-        store(to, add ? load(to) + sum[r][p] : sum[r][p]);
+      }
+    for (int r = 0; r < kRowsAtOnce; ++r)
+      for (int i = 0; i < 2; ++i) {
+        float* to = c + r * c_row + i * kLanes;
+        store_register(to, add ? load_register(to) + sum[r][i] : sum[r][i]);
       }
   }
 
@@ -136,15 +170,11 @@ struct FloatMatrix {
   template <bool add>
   static void multiply(const float* a, int64_t a_chunk, const float* b, int64_t b_panel, int rows, int chunks,
                        float* c, int64_t c_row) {
-#if PERILUNE_WIDE
-    for (int r = 0; r < rows; r += 8)
-      multiply_rows<8, 2, add>(a + r * kChunk, a_chunk, b, b_panel, chunks, c + r * c_row, c_row);
-#else
-    for (int p = 0; p < 2; ++p)
-      for (int r = 0; r < rows; r += 4)
-        multiply_rows<4, 1, add>(a + r * kChunk, a_chunk, b + p * b_panel, b_panel, chunks, c + r * c_row + p * 16,
-                                 c_row);
-#endif
+    int64_t b_next = kLanes == 16 ? b_panel : kLanes;
+    for (int column = 0; column < 32; column += 2 * kLanes)
+      for (int r = 0; r < rows; r += kRowsAtOnce)
+        multiply_rows<add>(a + r * kChunk, a_chunk, b + column / 16 * b_panel + column % 16, b_next, chunks,
+                           c + r * c_row + column, c_row);
   }
 };
 

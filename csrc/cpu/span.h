@@ -22,17 +22,29 @@ struct Pieces {
   }
 };
 
+PERILUNE_INLINE bool any_lane(RegisterInts mask) {
+#if PERILUNE_WIDE
+  return any(mask);
+#else
+  int32_t either = 0;
+  for (int i = 0; i < kLanes; ++i) either |= mask[i];
+  return either != 0;
+#endif
+}
+
+PERILUNE_INLINE Register greater(Register a, Register b) { return a > b ? a : b; }
+
 // 2^x for x <= 0 within 3.5e-6 of itself, or 2e-7; p(0) = 1 and p(1) = 2 exactly.
 template <bool precise>
-PERILUNE_INLINE Floats power(Floats x) {
+PERILUNE_INLINE Register power(Register x) {
 #if PERILUNE_WIDE
-  Floats f = (Floats)_mm512_reduce_ps((__m512)x, 0x09);  // x - floor(x)
+  Register f = (Register)_mm512_reduce_ps((__m512)x, 0x09);  // x - floor(x)
 #else
-  Floats bounded = x < all(-126.0f) ? all(-126.0f) : x;
-  Floats shifted = (bounded - 0.5f) + 12582912.0f;       // 1.5 * 2^23: the low bits hold floor(x)
-  Floats f = bounded - (shifted - 12582912.0f);
+  Register bounded = greater(x, spread(-126.0f));
+  Register shifted = (bounded - 0.5f) + 12582912.0f;  // 1.5 * 2^23: the low bits hold floor(x)
+  Register f = bounded - (shifted - 12582912.0f);
 #endif
-  Floats p;
+  Register p;
   if (precise) {
     p = f * 2.17150257e-4f + 1.2440877e-3f;
     p = p * f + 9.67806391e-3f;
@@ -46,10 +58,10 @@ PERILUNE_INLINE Floats power(Floats x) {
   }
   p = p * f + 1.0f;
 #if PERILUNE_WIDE
-  return (Floats)_mm512_scalef_ps((__m512)p, (__m512)x);
+  return (Register)_mm512_scalef_ps((__m512)p, (__m512)x);
 #else
-  Floats power = (Floats)(((Words)shifted << 23) + 0x3f800000u);
-  return x < all(-126.0f) ? all(0.0f) : p * power;
+  Register power = (Register)(((RegisterWords)shifted << 23) + 0x3f800000u);
+  return x < spread(-126.0f) ? spread(0.0f) : p * power;
 #endif
 }
 
@@ -106,12 +118,11 @@ PERILUNE_INLINE void key_rows(const Rows& tensor, const SpanPart& part, int64_t 
 }
 
 template <bool masked>
-PERILUNE_INLINE Floats seen(Floats score, const int32_t* limit, int key, float otherwise) {
+PERILUNE_INLINE Register seen(Register score, const int32_t* limit, int key) {
   if (!masked) return score;
-  Ints limits;
+  RegisterInts limits;
   __builtin_memcpy(&limits, limit, sizeof limits);
-  Ints here = Ints{} + key;
-  return here < limits ? score : all(otherwise);
+  return RegisterInts{} + key < limits ? score : spread(-1e30f);
 }
 
 // A maximum that was exceeded by a little still serves; each new one has all earlier sums scaled.
@@ -123,36 +134,37 @@ template <typename Matrix, bool masked>
 static bool soften(const float* scores, int keys, const int32_t* limit, float scale, float* maximum, float* sum,
                    float* keep, typename Matrix::Value* probability) {
   constexpr bool precise = sizeof(typename Matrix::Value) == 4;
-  Floats most[2][2];
-  for (int h = 0; h < 2; ++h) most[h][0] = most[h][1] = all(-1e30f);
-  for (int k = 0; k < keys; k += 2)
-    for (int i = 0; i < 2; ++i)
-      for (int h = 0; h < 2; ++h)
-        most[h][i] = larger(seen<masked>(load(scores + (k + i) * kStrip + h * 16), limit + h * 16, k + i, -1e30f),
-                            most[h][i]);
-  Floats now[2], total[2];
   bool changed = false;
-  for (int h = 0; h < 2; ++h) {
-    Floats before = load(maximum + h * 16);
-    Floats largest = larger(most[h][0], most[h][1]) * scale;
-    now[h] = largest > before + kSlack ? largest : before;
-    changed |= any(now[h] != before);
-    Floats factor = power<precise>(before - now[h]);
-    store(maximum + h * 16, now[h]);
-    store(keep + h * 16, factor);
-    total[h] = load(sum + h * 16) * factor;
-  }
-  for (int k = 0; k < keys; k += 2)
+  for (int column = 0; column < kStrip; column += 2 * kLanes) {
+    auto score = [&](int k, int h) { return load_register(scores + k * kStrip + column + h * kLanes); };
+    const int32_t* limits[2] = {limit + column, limit + column + kLanes};
+    Register most[2][2], now[2], sums[2];
+    for (int h = 0; h < 2; ++h) most[h][0] = most[h][1] = spread(-1e30f);
+    for (int k = 0; k < keys; k += 2)
+      for (int i = 0; i < 2; ++i)
+        for (int h = 0; h < 2; ++h) most[h][i] = greater(seen<masked>(score(k + i, h), limits[h], k + i), most[h][i]);
     for (int h = 0; h < 2; ++h) {
-      Floats p[2];
-      for (int i = 0; i < 2; ++i) {
-        Floats score = load(scores + (k + i) * kStrip + h * 16) * scale - now[h];
-        p[i] = power<precise>(seen<masked>(score, limit + h * 16, k + i, -1e30f));
-        total[h] += p[i];
-      }
-      Matrix::put_rows(probability + h * kSpanKeys * 16 + k * 16, p[0], p[1]);
+      int at = column + h * kLanes;
+      Register before = load_register(maximum + at), largest = greater(most[h][0], most[h][1]) * scale;
+      now[h] = largest > before + kSlack ? largest : before;
+      Register factor = power<precise>(before - now[h]);
+      store_register(maximum + at, now[h]);
+      store_register(keep + at, factor);
+      changed |= any_lane(now[h] != before);
+      sums[h] = load_register(sum + at) * factor;
     }
-  for (int h = 0; h < 2; ++h) store(sum + h * 16, total[h]);
+    for (int k = 0; k < keys; k += 2)
+      for (int h = 0; h < 2; ++h) {
+        Register p[2];
+        for (int i = 0; i < 2; ++i) {
+          p[i] = power<precise>(seen<masked>(score(k + i, h) * scale - now[h], limits[h], k + i));
+          sums[h] += p[i];
+        }
+        int at = column + h * kLanes;
+        Matrix::put_rows(probability + at / 16 * kSpanKeys * 16 + k * 16 + at % 16, p[0], p[1]);
+      }
+    for (int h = 0; h < 2; ++h) store_register(sum + column + h * kLanes, sums[h]);
+  }
   return changed;
 }
 

@@ -12,22 +12,30 @@ static void slope(const float* scores, const float* gains, int keys, const int32
                   const float* lse, const float* delta, typename Matrix::Value* p, typename Matrix::Value* s,
                   typename Matrix::Value* turned) {
   constexpr bool precise = sizeof(typename Matrix::Value) == 4;
-  Floats below[2], mean[2];
-  for (int h = 0; h < 2; ++h) below[h] = load(lse + h * 16), mean[h] = load(delta + h * 16);
-  for (int k = 0; k < keys; k += 2) {
-    Floats probability[2][2], product[2][2];
-    for (int i = 0; i < 2; ++i)
-      for (int h = 0; h < 2; ++h) {
-        int at = (k + i) * kStrip + h * 16;
-        Floats score = seen<masked>(load(scores + at) * scale - below[h], limit + h * 16, k + i, -1e30f);
-        probability[i][h] = power<precise>(score);
-        product[i][h] = probability[i][h] * (load(gains + at) - mean[h]);
-      }
-    for (int i = 0; i < 2; ++i) {
-      Matrix::put_columns(p + (k + i) * kChunk, probability[i][0], probability[i][1]);
-      Matrix::put_columns(s + (k + i) * kChunk, product[i][0], product[i][1]);
+  for (int column = 0; column < kStrip; column += 2 * kLanes) {
+    Register below[2], mean[2];
+    for (int h = 0; h < 2; ++h) {
+      below[h] = load_register(lse + column + h * kLanes);
+      mean[h] = load_register(delta + column + h * kLanes);
     }
-    for (int h = 0; h < 2; ++h) Matrix::put_rows(turned + h * kSpanKeys * 16 + k * 16, product[0][h], product[1][h]);
+    for (int k = 0; k < keys; k += 2) {
+      Register probability[2][2], product[2][2];
+      for (int i = 0; i < 2; ++i)
+        for (int h = 0; h < 2; ++h) {
+          int c = column + h * kLanes, at = (k + i) * kStrip + c;
+          Register score = seen<masked>(load_register(scores + at) * scale - below[h], limit + c, k + i);
+          probability[i][h] = power<precise>(score);
+          product[i][h] = probability[i][h] * (load_register(gains + at) - mean[h]);
+        }
+      for (int i = 0; i < 2; ++i) {
+        Matrix::put_columns(p + (k + i) * kChunk + column, probability[i][0], probability[i][1]);
+        Matrix::put_columns(s + (k + i) * kChunk + column, product[i][0], product[i][1]);
+      }
+      for (int h = 0; h < 2; ++h) {
+        int c = column + h * kLanes;
+        Matrix::put_rows(turned + c / 16 * kSpanKeys * 16 + k * 16 + c % 16, product[0][h], product[1][h]);
+      }
+    }
   }
 }
 
