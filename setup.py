@@ -106,8 +106,8 @@ def extension() -> dict[str, Any]:
 
     bindings = set(glob("csrc/bindings/*.cpp", root_dir=HERE)) - set(glob("csrc/bindings/cuda*.cpp", root_dir=HERE))
     sources = sorted([*glob("csrc/cpu/*.cpp", root_dir=HERE), *bindings])
-    # No vector type crosses a library border (psabi); GCC's own AVX-512 headers trip the other warning.
-    quiet = ["-Wno-psabi", "-Wno-maybe-uninitialized"]
+    # No vector type crosses a library border (psabi); GCC's own AVX-512 headers trip the other warnings.
+    quiet = ["-Wno-psabi", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
     flags = [
         "-O3",
         "-fopenmp",

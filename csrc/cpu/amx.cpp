@@ -13,6 +13,7 @@
 #pragma GCC target("amx-tile,amx-bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
 #define PERILUNE_LEVEL amx
+#define PERILUNE_LANES 16
 #define PERILUNE_WIDE 1
 #define PERILUNE_TILES 1
 #include "kernels.h"

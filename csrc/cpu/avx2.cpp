@@ -13,6 +13,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 #define PERILUNE_LEVEL avx2
+#define PERILUNE_LANES 8
 #define PERILUNE_WIDE 0
 #define PERILUNE_TILES 0
 #include "kernels.h"

@@ -13,6 +13,7 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")
 #endif
 #define PERILUNE_LEVEL avx512
+#define PERILUNE_LANES 16
 #define PERILUNE_WIDE 1
 #define PERILUNE_TILES 0
 #include "kernels.h"

@@ -1,5 +1,6 @@
-// All kernels of one level. A level's source file sets the instruction target and three macros, then includes this:
+// All kernels of one level. A level's source file sets the instruction target and four macros, then includes this:
 //   PERILUNE_LEVEL  name of the level    PERILUNE_WIDE  AVX-512 is there    PERILUNE_TILES  AMX is there
+//   PERILUNE_LANES  floats in a register
 // Only C headers are in scope here: an inline function of the C++ library compiled under a wide target could
 // be the copy that the linker keeps for everyone.
 
@@ -15,11 +16,16 @@ namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL) {
 #include "attend.h"
 #include "rows.h"
 #include "tokens.h"
+#include "matrix.h"
+#include "span.h"
+#include "span_gradient.h"
 
 #if PERILUNE_TILES
 typedef TileProduct HalfProduct;
+typedef TileMatrix HalfMatrix;
 #else
 typedef FloatProduct HalfProduct;
+typedef FloatMatrix HalfMatrix;
 #endif
 
 static int64_t packed_bytes(Dtype dtype, int64_t width) {
@@ -87,12 +93,51 @@ static void loss_gradient(const PolicyGradient& args, const void* drift, const P
   run(args, drift, upstream, gradient, first, last);
 }
 
+static int64_t span_bytes(Dtype dtype, int64_t head_size) {
+  int64_t width = whole_chunks(head_size);
+  Pieces forward{nullptr}, backward{nullptr};
+  if (dtype == Dtype::bfloat16) {
+    ForwardScratch<HalfMatrix>(forward, width);
+    BackwardScratch<HalfMatrix>(backward, width);
+  } else {
+    ForwardScratch<FloatMatrix>(forward, width);
+    BackwardScratch<FloatMatrix>(backward, width);
+  }
+  return forward.used > backward.used ? forward.used : backward.used;
+}
+
+static int64_t sums_bytes(int64_t head_size) { return 2 * whole_chunks(head_size) * int64_t(sizeof(float)); }
+
+static void span(const PackedAttention& args, const SpanPart& part, void* out, float* lse, void* scratch) {
+#if PERILUNE_TILES
+  TileRegisters held;
+#endif
+  if (args.dtype == Dtype::bfloat16) span_forward<HalfMatrix>(args, part, static_cast<uint16_t*>(out), lse, scratch);
+  else span_forward<FloatMatrix>(args, part, static_cast<float*>(out), lse, scratch);
+}
+
+static void span_gradient(const PackedGradient& args, const SpanPart& part, bool want_query, const KeySums& sums,
+                          void* scratch) {
+#if PERILUNE_TILES
+  TileRegisters held;
+#endif
+  bool half = args.forward.dtype == Dtype::bfloat16;
+  auto run = half ? span_backward<HalfMatrix, uint16_t> : span_backward<FloatMatrix, float>;
+  run(args, part, want_query, sums, scratch);
+}
+
+static void write_sums(const PackedGradient& args, int64_t shared_head, const KeySums& sums) {
+  bool half = args.forward.dtype == Dtype::bfloat16;
+  (half ? write_sums<HalfMatrix, uint16_t> : write_sums<FloatMatrix, float>)(args, shared_head, sums);
+}
+
 }  // namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL)
 
 using namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL);
 extern const Kernels PERILUNE_JOIN(PERILUNE_LEVEL, _kernels) = {
     packed_bytes, scratch_bytes, pack, scan, gradient, attend, norm, rotate, gate,
     rises_from_zero, sum, largest, mask_segments, loss, loss_gradient,
+    span_bytes, sums_bytes, span, span_gradient, write_sums,
 };
 
 }  // namespace perilune

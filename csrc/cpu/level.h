@@ -4,6 +4,7 @@
 
 #include "../ops/gated_silu.h"
 #include "../ops/policy_gradient.h"
+#include "../ops/packed_attention.h"
 #include "../ops/rms_norm.h"
 #include "../ops/rotary.h"
 #include "../ops/slot_attention.h"
@@ -54,6 +55,21 @@ struct Gradient {
   int64_t out_stride;
 };
 
+constexpr int kSpanColumns = 384;   // queries times heads of a span that one task takes
+constexpr int kSpanKeys = 64;       // keys in a block
+
+// Some columns of a span: queries, and for each the heads that share a key-value head.
+struct SpanPart {
+  Span span;
+  int64_t shared_head, first_column;
+};
+
+// Gradients of keys and values, [tokens][2][head size in whole chunks], of one shared head.
+struct KeySums {
+  float* data;              // null: not wanted
+  int64_t first_token, last_token;
+};
+
 struct Kernels {
   int64_t (*packed_bytes)(Dtype, int64_t width);   // of one tile
   int64_t (*scratch_bytes)(Dtype, int64_t width);  // of one thread
@@ -74,6 +90,11 @@ struct Kernels {
   void (*loss)(const PolicyGradient&, double* losses, void* total, void* drift, int64_t first, int64_t last);
   void (*loss_gradient)(const PolicyGradient&, const void* drift, const PolicyGradientUpstream&, void* gradient,
                         int64_t first, int64_t last);
+  int64_t (*span_bytes)(Dtype, int64_t head_size);       // scratch of one thread, forward or backward
+  int64_t (*sums_bytes)(int64_t head_size);              // of one token
+  void (*span)(const PackedAttention&, const SpanPart&, void* out, float* lse, void* scratch);
+  void (*span_gradient)(const PackedGradient&, const SpanPart&, bool want_query, const KeySums&, void* scratch);
+  void (*write_sums)(const PackedGradient&, int64_t shared_head, const KeySums&);
 };
 
 extern const Kernels plain_kernels, avx2_kernels, avx512_kernels, amx_kernels;

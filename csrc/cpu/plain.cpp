@@ -6,6 +6,7 @@
 #include "level.h"
 
 #define PERILUNE_LEVEL plain
+#define PERILUNE_LANES 4
 #define PERILUNE_WIDE 0
 #define PERILUNE_TILES 0
 #include "kernels.h"

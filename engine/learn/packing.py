@@ -16,9 +16,6 @@ from torch import Tensor
 
 from engine.models.packed import Block
 
-# Every response reads its own copy of the prompt's keys; beyond this length separate blocks are cheaper.
-MAX_SHARED_TOKENS = 1536
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
@@ -71,7 +68,7 @@ def _clusters(samples: Sequence[Sample], budget: int, share: bool) -> list[list[
     for sample in samples:
         grown = size + len(sample.response)
         sibling = bool(clusters) and clusters[-1][0].group == sample.group
-        if share and sibling and grown <= min(budget, MAX_SHARED_TOKENS):
+        if share and sibling and grown <= budget:
             clusters[-1].append(sample)
             size = grown
         else:

@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from engine.errors import ModelError
 from engine.ops.gated_silu import gated_silu
-from engine.ops.packed_attention import slot_attention
 from engine.ops.rms_norm import add_rms_norm, rms_norm
 from engine.ops.rotary import rotate_and_store
+from engine.ops.slot_attention import slot_attention
 from engine.parallel import share
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")

@@ -14,7 +14,7 @@ from engine.config.model import AdapterConfig, ModelConfig, ModelSource, Scratch
 from engine.config.rollout import Precision
 from engine.errors import ModelError
 from engine.models.packaged_model import packaged_model_folder
-from engine.models.packed import ATTENTION_NAME, Block, plan_row, register_packed_attention
+from engine.models.packed import ATTENTION_NAME, Block, register_packed_attention, row_spans
 from engine.models.tokenizer import PolicyTokenizer, character_tokenizer
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
@@ -135,7 +135,7 @@ def hidden_states(network: Any, tokens: Tensor, positions: Tensor, blocks: Seque
     """
     output = _base(network).model(
         input_ids=tokens[None], position_ids=positions[None], attention_mask=None,
-        use_cache=False, row_plan=plan_row(blocks),
+        use_cache=False, row_spans=row_spans(blocks),
     )
     return output.last_hidden_state[0]
 

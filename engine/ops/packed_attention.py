@@ -1,107 +1,126 @@
-"""Causal attention over packed segments, and over the key-value cache of the sampler.
+"""Causal attention over packed rows, grouped-query heads, forward and backward.
 
-In naive torch, for token f of slot s at position p::
+A row is covered by spans. A span (start, length, context_start, context_length) is a run of tokens: token i of
+it sees the whole context and tokens 0..i of the span. Plain sequences are spans without context; responses that
+share a prompt are spans whose context it is. In naive torch, for head h of a span with keys k and values v of
+what it may see::
 
-    keys, values = (c[s, : p + 1].float().repeat_interleave(group, 1) for c in (key_cache, value_cache))
-    probability = (torch.einsum("hd,chd->hc", query[f].float(), keys) * scale).softmax(-1)
-    output[f] = torch.einsum("hc,chd->hd", probability, values)
+    scores = (query[own, h].float() @ k[:, h // (H // Hkv)].float().T * scale).masked_fill(~visible, -inf)
+    output[own, h] = scores.softmax(-1) @ v[:, h // (H // Hkv)].float()
 
-Query heads share key-value heads in order (grouped-query attention): head h reads key-value head
-h // (H / Hkv). The caches are [slots, capacity, Hkv, d]: one new token writes one contiguous run.
+Positions are the caller's business. The compiled kernels keep sums in float32; where the processor multiplies
+bfloat16 in tiles, probabilities and their gradients pass through bfloat16 before a product, as they do in other
+fast kernels. A token's output and its gradients depend on its span and context alone: neither on what else is
+in the row nor on the threads, to the last bit. Memory is linear in the tokens.
+
+Without the kernels torch's attention is called for one span after the other; on CUDA ``varlen_attention`` serves.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.ops.arguments import expect, expect_range
-from engine.ops.extension import register
+from engine.ops.arguments import expect
+from engine.ops.extension import available, register
+from engine.ops.varlen_attention import serves, varlen_attention
 
-
-def slot_attention(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, slot: Tensor, position: Tensor, scale: float
-) -> Tensor:
-    """Attend from each token to the cache rows 0..position of its slot; not differentiable.
-
-    Decoding gives one token for each slot, a prefill many positions of one; the rows a token reads, its own
-    included, must have been written. The result of a token does not depend on the other tokens. float32
-    accumulation.
-
-    Args:
-        query: [F, H, d] bfloat16 or float32.
-        key_cache: [S, C, Hkv, d] contiguous, same dtype.
-        value_cache: same shape and dtype.
-        slot: [F] int64 in 0..S-1.
-        position: [F] int64 below C; below 0 means no token, and gives zeros.
-        scale: factor on the dot products, usually 1 / sqrt(d).
-
-    Returns:
-        [F, H, d] in the dtype of ``query``.
-
-    Raises:
-        ValueError: an argument has the wrong shape, dtype or range.
-    """
-    expect(query.dim() == 3, "query", "[F, H, d]", query)
-    expect(query.dtype in (torch.bfloat16, torch.float32), "query", "bfloat16 or float32", query)
-    tokens, heads, width = query.shape
-    expect(
-        key_cache.dim() == 4 and key_cache.shape[3] == width and key_cache.dtype == query.dtype,
-        "key_cache",
-        f"[S, C, Hkv, {width}] of {query.dtype}",
-        key_cache,
-    )
-    shared = key_cache.shape[2]
-    expect(shared > 0 and heads % shared == 0, "key_cache", f"Hkv that divides {heads} heads", key_cache)
-    for name, cache in (("key_cache", key_cache), ("value_cache", value_cache)):
-        expect(cache.is_contiguous(), name, "a contiguous tensor", cache.stride())
-    same = value_cache.shape == key_cache.shape and value_cache.dtype == key_cache.dtype
-    expect(same, "value_cache", f"{list(key_cache.shape)} of {query.dtype}", value_cache)
-    expect(slot.shape == (tokens,) and slot.dtype == torch.int64, "slot", f"[{tokens}] int64", slot)
-    fits = position.shape == (tokens,) and position.dtype == torch.int64
-    expect(fits, "position", f"[{tokens}] int64", position)
-    result: Tensor = _op(query, key_cache, value_cache, slot, position, float(scale))
-    return result
-
-
-def slot_attention_reference(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, slot: Tensor, position: Tensor, scale: float
-) -> Tensor:
-    """The readable :func:`slot_attention`, token by token."""
-    expect_range(slot, "slot", 0, key_cache.shape[0])
-    expect_range(position.clamp(min=0), "position", 0, key_cache.shape[1])
-    group = query.shape[1] // key_cache.shape[2]
-    output = torch.zeros_like(query, memory_format=torch.contiguous_format)
-    for token, (row, last) in enumerate(zip(slot.tolist(), position.tolist(), strict=True)):
-        if last < 0:
-            continue
-        keys = key_cache[row, : last + 1].float().repeat_interleave(group, 1)
-        values = value_cache[row, : last + 1].float().repeat_interleave(group, 1)
-        scores = torch.einsum("hd,chd->hc", query[token].float(), keys) * scale
-        output[token] = torch.einsum("hc,chd->hd", scores.softmax(-1), values).to(query.dtype)
-    return output
+_SHORT_KEYS = 192
+"""Up to here torch's attention on a CPU is several times faster in fp32 than in bf16, and longer ones slower."""
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
     """Causal attention inside each segment of a packed row; differentiable.
 
     Args:
-        query: [T, H, d] floating point.
+        query: [T, H, d] bfloat16, float32 or float64; any strides, though values of a head side by side save a copy.
         key: [T, Hkv, d], same dtype; Hkv divides H.
         value: [T, Hkv, d], same dtype.
         cu_seqlens: [segments + 1] int32: first token of each segment, then T; starts with 0, never falls.
-        scale: factor on the dot products, usually 1 / sqrt(d).
+        scale: factor on the dot products, usually 1 / sqrt(d); not below 0.
 
     Returns:
-        [T, H, d] in the dtype of ``query``.
+        [T, H, d] contiguous, in the dtype of ``query``.
 
     Raises:
         ValueError: an argument has the wrong shape, dtype or range.
     """
+    fits = cu_seqlens.dim() == 1 and cu_seqlens.dtype == torch.int32
+    expect(fits, "cu_seqlens", "[segments + 1] int32", cu_seqlens)
     expect(query.dim() == 3, "query", "[T, H, d]", query)
+    bounds, tokens = cu_seqlens.tolist(), query.shape[0]
+    grows = all(left <= right for left, right in pairwise(bounds))
+    whole = bool(bounds) and bounds[0] == 0 and bounds[-1] == tokens and grows
+    expect(whole, "cu_seqlens", f"rising from 0 to {tokens}", bounds)
+    spans = [(start, end - start, 0, 0) for start, end in pairwise(bounds)]
+    return span_attention(query, key, value, torch.tensor(spans, dtype=torch.int32).view(-1, 4), scale)
+
+
+def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
+    """Causal attention inside each span and to its whole context; differentiable.
+
+    Args:
+        query: [T, H, d] bfloat16, float32 or float64; any strides, though values of a head side by side save a copy.
+        key: [T, Hkv, d], same dtype; Hkv divides H.
+        value: [T, Hkv, d], same dtype.
+        spans: [spans, 4] int32 on the CPU: start, length, start and length of the context. Spans follow each
+            other and cover the row; a context ends before its span begins.
+        scale: factor on the dot products, usually 1 / sqrt(d); not below 0.
+
+    Returns:
+        [T, H, d] contiguous, in the dtype of ``query``.
+
+    Raises:
+        ValueError: an argument has the wrong shape, dtype or range.
+    """
+    _check_shapes(query, key, value)
+    fits = spans.dim() == 2 and spans.shape[1] == 4 and spans.dtype == torch.int32
+    expect(fits, "spans", "[spans, 4] int32", spans)
+    expect(scale >= 0, "scale", "at least 0", scale)
+    if available() and query.device.type in ("cpu", "meta") and query.dtype != torch.float64:
+        output: Tensor = _op(query, key, value, spans, float(scale))[0]
+        return output
+    check_spans(spans, query.shape[0])
+    if serves(query):
+        return varlen_attention(query, key, value, spans, float(scale))
+    return one_by_one(query, key, value, spans, scale)
+
+
+def one_by_one(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
+    """:func:`span_attention` by torch's own attention, one call for each span: where no kernel serves."""
+    places = spans.tolist()
+    # Split once: each slice of its own would cost the backward a pass over the whole row.
+    queries, keys, values = (x.split([length for _, length, _, _ in places]) for x in (query, key, value))
+    index = {(start, length): place for place, (start, length, _, _) in enumerate(places)}
+    outputs = []
+    for place, (_, length, seen, context) in enumerate(places):
+        if not length:
+            continue
+        around = [queries[place], keys[place], values[place]]
+        if context:
+            found = index.get((seen, context))
+            shared = (key[seen : seen + context], value[seen : seen + context]) if found is None else (
+                keys[found], values[found])
+            around[1:] = [torch.cat(parts) for parts in zip(shared, around[1:], strict=True)]
+        wide = torch.promote_types(query.dtype, torch.float32) if context + length <= _SHORT_KEYS else query.dtype
+        q, k, v = (x.to(wide).transpose(0, 1)[None] for x in around)
+        mixed = scaled_dot_product_attention(
+            q, k, v, _visible(q, k) if context else None, is_causal=not context, scale=scale,
+            enable_gqa=query.shape[1] != key.shape[1],
+        )
+        outputs.append(mixed[0].transpose(0, 1).to(query.dtype))
+    return torch.cat(outputs) if outputs else query.clone()
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
+    expect(query.dim() == 3, "query", "[T, H, d]", query)
+    dtypes = (torch.bfloat16, torch.float32, torch.float64)
+    expect(query.dtype in dtypes, "query", "bfloat16, float32 or float64", query)
     tokens, heads, width = query.shape
     for name, tensor in (("key", key), ("value", value)):
         fits = tensor.dim() == 3 and (tensor.shape[0], tensor.shape[2]) == (tokens, width)
@@ -110,33 +129,130 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tens
         divides = tensor.shape[1] > 0 and heads % tensor.shape[1] == 0
         expect(divides, name, f"Hkv that divides {heads} heads", tensor)
     expect(key.shape == value.shape, "value", f"{list(key.shape)}", value)
-    fits = cu_seqlens.dim() == 1 and cu_seqlens.dtype == torch.int32
-    expect(fits, "cu_seqlens", "[segments + 1] int32", cu_seqlens)
-    bounds = cu_seqlens.tolist()
-    grows = all(left <= right for left, right in pairwise(bounds))
-    whole = bool(bounds) and bounds[0] == 0 and bounds[-1] == tokens and grows
-    expect(whole, "cu_seqlens", f"rising from 0 to {tokens}", bounds)
-    group = heads // key.shape[1]
-    parts = [query.new_zeros(0, heads, width)]
-    for start, end in pairwise(bounds):
-        if start == end:
-            continue
-        q, k, v = (tensor[None, start:end].transpose(1, 2) for tensor in (query, key, value))
-        attended = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=group > 1)
-        parts.append(attended[0].transpose(0, 1))
-    return torch.cat(parts)
 
 
-def _fake(
-    query: Tensor, key_cache: Tensor, value_cache: Tensor, slot: Tensor, position: Tensor, scale: float
-) -> Tensor:
-    return torch.empty_like(query, memory_format=torch.contiguous_format)
+def check_spans(spans: Tensor, tokens: int) -> None:
+    """Raise ``ValueError`` unless spans follow each other, cover the row and see only what stands before them."""
+    expect(spans.device.type == "cpu", "spans", "a tensor on the CPU", spans.device)
+    end = 0
+    for index, (start, length, seen, context) in enumerate(spans.tolist()):
+        follows = start == end and length >= 0
+        wanted = f"span {index} to start at {end} with a length of at least 0"
+        expect(follows, "spans", wanted, f"{start} and {length}")
+        end += length
+        before = context == 0 or (context > 0 and seen >= 0 and seen + context <= start)
+        expect(before, "spans", f"the context of span {index} in 0..{start}", f"{seen}..{seen + context}")
+    expect(end == tokens, "spans", f"to cover {tokens} tokens", end)
+
+
+def span_attention_reference(
+    query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float
+) -> tuple[Tensor, Tensor]:
+    """The readable :func:`span_attention`, span by span; differentiable by autograd.
+
+    float64 inputs give float64 results.
+
+    Returns:
+        output [T, H, d], and lse [T, H], the log of the sum of exp(scores), float32.
+    """
+    check_spans(spans, query.shape[0])
+    wide = torch.promote_types(query.dtype, torch.float32)
+    group = query.shape[1] // key.shape[1]
+    outputs, sums = [query.new_empty(0, *query.shape[1:])], [query.new_empty(0, query.shape[1], dtype=wide)]
+    for own, seen in _slices(spans):
+        keys, values = (_seen(tensor, own, seen, group).to(wide) for tensor in (key, value))
+        scores = _scores(query[own].to(wide), keys, scale)
+        lse = scores.logsumexp(-1)
+        mixed = torch.einsum("hqk,khd->qhd", (scores - lse[..., None]).exp(), values)
+        outputs.append(mixed.to(query.dtype))
+        sums.append(lse.T)
+    return torch.cat(outputs), torch.cat(sums)
+
+
+def span_gradient_reference(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, spans: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The readable gradient of :func:`span_attention` for query, key and value, from its output and lse.
+
+    With p the probabilities and g the upstream gradient::
+
+        d_value = p.T @ g        s = p * (g @ value.T - (g * out).sum(-1)) * scale
+        d_query = s @ key        d_key = s.T @ query
+    """
+    wide = torch.promote_types(query.dtype, torch.float32)
+    shared = key.shape[1]
+    group = query.shape[1] // shared
+    d_query, d_key, d_value = (torch.zeros(tensor.shape, dtype=wide, device=tensor.device)
+                               for tensor in (query, key, value))
+    for own, seen in _slices(spans):
+        queries, gradients = query[own].to(wide), gradient[own].to(wide)
+        keys, values = (_seen(tensor, own, seen, group).to(wide) for tensor in (key, value))
+        p = (_scores(queries, keys, scale) - lse[own].T[..., None]).exp()
+        gain = torch.einsum("qhd,khd->hqk", gradients, values)
+        s = p * (gain - (gradients * out[own].to(wide)).sum(-1).T[..., None]) * scale
+        d_query[own] = torch.einsum("hqk,khd->qhd", s, keys)
+        for total, part in ((d_key, torch.einsum("hqk,qhd->khd", s, queries)),
+                            (d_value, torch.einsum("hqk,qhd->khd", p, gradients))):
+            part = part.unflatten(1, (shared, group)).sum(2)
+            context = seen.stop - seen.start
+            total[seen] += part[:context]
+            total[own] += part[context:]
+    return d_query.to(query.dtype), d_key.to(key.dtype), d_value.to(value.dtype)
+
+
+def _slices(spans: Tensor) -> Iterator[tuple[slice, slice]]:
+    for start, length, seen, context in spans.tolist():
+        if length:
+            yield slice(start, start + length), slice(seen, seen + context)
+
+
+def _seen(tensor: Tensor, own: slice, seen: slice, group: int) -> Tensor:
+    return torch.cat([tensor[seen], tensor[own]]).repeat_interleave(group, 1)
+
+
+def _scores(queries: Tensor, keys: Tensor, scale: float) -> Tensor:
+    hidden = ~_visible(queries.transpose(0, 1), keys.transpose(0, 1))
+    return (torch.einsum("qhd,khd->hqk", queries, keys) * scale).masked_fill(hidden, float("-inf"))
+
+
+def _visible(queries: Tensor, keys: Tensor) -> Tensor:
+    num_queries, num_keys = queries.shape[-2], keys.shape[-2]
+    return torch.ones(num_queries, num_keys, dtype=torch.bool, device=keys.device).tril(num_keys - num_queries)
+
+
+def _fake(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    lse = query.new_empty(query.shape[:2], dtype=torch.float32)
+    return torch.empty_like(query, memory_format=torch.contiguous_format), lse
+
+
+def _fake_gradient(
+    gradient: Tensor, query: Tensor, key: Tensor, value: Tensor, out: Tensor, lse: Tensor, spans: Tensor, scale: float
+) -> tuple[Tensor, ...]:
+    return tuple(torch.empty_like(tensor, memory_format=torch.contiguous_format) for tensor in (query, key, value))
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    query, key, value, spans, ctx.scale = inputs
+    ctx.mark_non_differentiable(output[1])
+    ctx.save_for_backward(query, key, value, *output, spans)
+
+
+def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    query, key, value, out, lse, spans = ctx.saved_tensors
+    return (*_gradient_op(gradient, query, key, value, out, lse, spans, ctx.scale), None, None)
 
 
 _op = register(
-    "slot_attention",
-    "(Tensor query, Tensor key_cache, Tensor value_cache, Tensor slot, Tensor position, float scale)"
-    " -> Tensor",
-    slot_attention_reference,
+    "packed_attention",
+    "(Tensor query, Tensor key, Tensor value, Tensor spans, float scale) -> (Tensor, Tensor)",
+    span_attention_reference,
     _fake,
 )
+_gradient_op = register(
+    "packed_attention_gradient",
+    "(Tensor gradient, Tensor query, Tensor key, Tensor value, Tensor out, Tensor lse, Tensor spans, float scale)"
+    " -> (Tensor, Tensor, Tensor)",
+    span_gradient_reference,
+    _fake_gradient,
+)
+torch.library.register_autograd("perilune::packed_attention", _backward, setup_context=_setup_context)

@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.learn import packing
 from engine.learn.packing import PackedRow, Sample, pack
 from engine.models.packed import Block
 from engine.models.policy import hidden_states
@@ -92,11 +91,9 @@ def test_one_longer_than_the_budget_has_a_row_of_its_own() -> None:
     assert [[one.group for one in row.samples] for row in rows] == [[0, 2], [1]]
 
 
-def test_a_shared_block_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    samples = [sample(0, 4, 4, start=0) for _ in range(3)]
-    monkeypatch.setattr(packing, "MAX_SHARED_TOKENS", 12)
-    (row,) = pack(samples, 64)
-    assert [block.stop - block.start for block in row.blocks] == [12, 8]
+def test_a_shared_block_fits_the_budget() -> None:
+    rows = pack([sample(0, 4, 4, start=0) for _ in range(3)], 12)
+    assert [[block.stop - block.start for block in row.blocks] for row in rows] == [[12], [8]]
 
 
 def test_what_carries_no_loss_is_left_out() -> None:

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.models import packed
-from engine.models.packed import ATTENTION_NAME, Block, plan_row, register_packed_attention
+from engine.models.packed import ATTENTION_NAME, Block, register_packed_attention, row_spans
 from engine.models.policy import hidden_states
 from tests.small_models import FAMILIES, VOCABULARY, tiny_network
 
@@ -46,33 +45,12 @@ def gradients(network: Any) -> list[Tensor]:
     return grads
 
 
-def test_spans_of_like_length_and_equal_context_share_a_call() -> None:
-    plan = plan_row([Block(0, 2, (3, 2, 7)), Block(14, 3), Block(17, 1)])
-    found = [call.query.view(call.spans, -1).tolist() for call in plan.calls]
-    assert found == [[[0, 1, 1], [14, 15, 16]], [[2, 3, 4], [5, 6, 6]], [[7, 8, 9, 10, 11, 12, 13]], [[17]]]
-    assert plan.calls[1].key.view(2, -1).tolist() == [[0, 1, 2, 3, 4], [0, 1, 5, 6, 6]]
-    assert plan.calls[0].visible is None
-    assert plan.calls[1].visible is not None
-    assert plan.calls[1].visible.int().tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 0], [1, 1, 1, 1, 1]]
-    outputs = torch.cat([call.query for call in plan.calls])
-    assert torch.equal(outputs[plan.order], torch.arange(18))
-
-
-def test_nothing_is_left_of_an_empty_response() -> None:
-    plan = plan_row([Block(0, 2, (0, 1))])
-    assert [call.query.tolist() for call in plan.calls] == [[0, 1], [2]]
-
-
-@pytest.mark.parametrize("limit", [0, 10_000])
-def test_both_precisions_of_attention_agree(limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    network = tiny_network().bfloat16()
-    row, positions, block = shared_row(tokens(0, 6), [tokens(1, 9), tokens(2, 4)])
-    with torch.no_grad():
-        expected = hidden_states(network.float(), row, positions, [block])
-        monkeypatch.setattr(packed, "_SHORT_KEYS", limit)
-        got = hidden_states(network.bfloat16(), row, positions, [block])
-    assert got.dtype is torch.bfloat16
-    torch.testing.assert_close(got.float(), expected, atol=0.05, rtol=0.05)
+def test_a_response_sees_the_prompt_of_its_block() -> None:
+    spans = row_spans([Block(0, 2, (3, 0)), Block(5, 4), Block(9, 0, (2,))])
+    assert spans.dtype == torch.int32
+    assert spans.tolist() == [
+        [0, 2, 0, 0], [2, 3, 0, 2], [5, 0, 0, 2], [5, 4, 0, 0], [9, 0, 0, 0], [9, 2, 0, 0]
+    ]
 
 
 @pytest.mark.parametrize("family", FAMILIES)

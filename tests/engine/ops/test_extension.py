@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.errors import ConfigError
-from engine.ops import extension, packed_attention, sample, token_logprob
+from engine.ops import extension, packed_attention, sample, slot_attention, token_logprob
 
 PROBE = """
 import logging, sys
@@ -73,7 +73,8 @@ def test_force_level(cpu_level: str) -> None:
 
 
 def test_every_op_is_registered() -> None:
-    for op in (token_logprob._op, token_logprob._gradient_op, sample._op, packed_attention._op):
+    packed = (packed_attention._op, packed_attention._gradient_op, slot_attention._op)
+    for op in (token_logprob._op, token_logprob._gradient_op, sample._op, *packed):
         assert op._schema.name.startswith("perilune::")
         for key, there in (("CPU", extension.available()), ("CUDA", extension.cuda_available())):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(op._schema.name, key) == there

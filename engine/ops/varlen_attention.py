@@ -1,0 +1,86 @@
+"""Attention over spans by the kernels that others wrote for GPUs: flash-attn where installed, else torch's.
+
+Both take queries and keys of unequal length and align a causal mask at the ends, so a context is put before the
+keys of its span: keys that several spans see are copied for each. Sums into those keys run in any order on a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Kernel = Callable[..., Tensor]
+
+
+def serves(query: Tensor) -> bool:
+    """Whether these kernels take such a query [T, H, d]: on CUDA, bfloat16, heads of a multiple of 8 up to 256."""
+    width = query.shape[2]
+    return query.is_cuda and query.dtype == torch.bfloat16 and width % 8 == 0 and width <= 256
+
+
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
+    """Causal attention inside each span and to its whole context; differentiable.
+
+    Args:
+        query: [T, H, d].
+        key: [T, Hkv, d].
+        value: [T, Hkv, d].
+        spans: [spans, 4] int32 on the CPU, as for ``span_attention``.
+        scale: factor on the dot products.
+
+    Returns:
+        [T, H, d].
+    """
+    filled = spans[spans[:, 1] > 0].long()
+    if not len(filled):
+        return torch.empty_like(query)
+    lengths, context = filled[:, 1], filled[:, 3]
+    if bool(context.any()):
+        index = _keys_of(filled).to(key.device)
+        key, value = key.index_select(0, index), value.index_select(0, index)
+    bounds = [torch.nn.functional.pad(part.cumsum(0), (1, 0)).to(query.device, torch.int32)
+              for part in (lengths, lengths + context)]
+    longest = int(lengths.max()), int((lengths + context).max())
+    return _kernel()(query, key, value, *bounds, *longest, scale)
+
+
+def _keys_of(spans: Tensor) -> Tensor:
+    """[keys] the tokens that each span sees, context first, span after span."""
+    parts = [
+        torch.cat([torch.arange(seen, seen + context), torch.arange(start, start + length)])
+        for start, length, seen, context in spans.tolist()
+    ]
+    return torch.cat(parts)
+
+
+@cache
+def _kernel() -> Kernel:
+    try:
+        from flash_attn import flash_attn_varlen_func
+    except ImportError:
+        return _torch_kernel
+
+    def flash(query: Tensor, *arguments: Any) -> Tensor:
+        *rest, scale = arguments
+        result: Tensor = flash_attn_varlen_func(query, *rest, softmax_scale=scale, causal=True)
+        return result
+
+    return flash
+
+
+def _torch_kernel(
+    query: Tensor, key: Tensor, value: Tensor, bounds: Tensor, key_bounds: Tensor, most: int, most_keys: int,
+    scale: float,
+) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    result = varlen_attn(
+        query, key, value, bounds, key_bounds, most, most_keys, scale=scale, window_size=(-1, 0),
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+    assert isinstance(result, Tensor), "the log-sum-exp was not asked for"
+    return result
