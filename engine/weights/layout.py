@@ -103,11 +103,12 @@ def write_buckets(entries: tuple[TensorEntry, ...], tensors: Mapping[str, Tensor
     """
     step, size = bucket_mib * 2**20, memory.numel()
     ranges = [(offset, min(step, size - offset)) for offset in range(0, size, step)]
-    fill = _writer(entries, tensors, memory)
-    return tuple(Bucket(*where, digest) for where, digest in zip(ranges, range_digests(memory, ranges, fill), strict=True))
+    digests = range_digests(memory, ranges, _writer(entries, tensors, memory))
+    return tuple(Bucket(*where, digest) for where, digest in zip(ranges, digests, strict=True))
 
 
-def _writer(entries: tuple[TensorEntry, ...], tensors: Mapping[str, Tensor], memory: Tensor) -> Callable[[int, int], None]:
+def _writer(entries: tuple[TensorEntry, ...], tensors: Mapping[str, Tensor],
+            memory: Tensor) -> Callable[[int, int], None]:
     """Writes the bytes (first, last + 1) of the run, whichever tensors and paddings they belong to."""
     starts = [entry.offset for entry in entries]
     sources = [tensors[entry.name].detach().contiguous().view(-1) for entry in entries]

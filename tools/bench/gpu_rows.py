@@ -15,9 +15,9 @@ from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 
 from engine.ops.gated_silu import gated_silu, gated_silu_reference
-from engine.ops.packed_attention import slot_attention
 from engine.ops.rms_norm import add_rms_norm, add_rms_norm_reference
 from engine.ops.sample import sample
+from engine.ops.slot_attention import slot_attention
 from tools.bench import gpu
 from tools.bench.gpu_head import FEW, FEW_TILINGS, HEADS, TILINGS, both_of, forward_of, ours, problem
 from tools.bench.gpu_peers import eager

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from engine.ops import extension
 from engine.ops.gated_silu import gated_silu
-from engine.ops.packed_attention import slot_attention, slot_attention_reference
 from engine.ops.rms_norm import rms_norm
 from engine.ops.rotary import rotate_and_store
 from engine.ops.sample import gumbel_noise, sample
+from engine.ops.slot_attention import slot_attention, slot_attention_reference
 from engine.ops.token_logprob import token_logprob
 
 GPU = extension.cuda_available() and torch.cuda.is_available()
