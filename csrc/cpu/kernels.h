@@ -12,14 +12,14 @@ namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL) {
 #include "lanes.h"
 #include "product.h"
 #include "scan.h"
-#include "attend.h"
-#include "rows.h"
-
 #if PERILUNE_TILES
+#include "tiles.h"
 typedef TileProduct HalfProduct;
 #else
 typedef FloatProduct HalfProduct;
 #endif
+#include "attend.h"
+#include "rows.h"
 
 static int64_t packed_bytes(Dtype dtype, int64_t width) {
   return dtype == Dtype::bfloat16 ? HalfProduct::packed_bytes(width) : FloatProduct::packed_bytes(width);
@@ -36,7 +36,11 @@ static void pack(const Head& head, int64_t first_token, void* tile) {
 
 static void scan(const Scan& args, int64_t first_row, int64_t last_row, int64_t first_tile, int64_t last_tile,
                  TileState* states, void* scratch) {
+#if PERILUNE_TILES
+  auto run = args.dtype == Dtype::bfloat16 ? scan_tiles : scan_rows<FloatProduct, float>;
+#else
   auto run = args.dtype == Dtype::bfloat16 ? scan_rows<HalfProduct, uint16_t> : scan_rows<FloatProduct, float>;
+#endif
   run(args, first_row, last_row, first_tile, last_tile, states, scratch);
 }
 
