@@ -14,6 +14,7 @@ namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL) {
 #include "scan.h"
 #if PERILUNE_TILES
 #include "tiles.h"
+#include "blocks.h"
 typedef TileProduct HalfProduct;
 #else
 typedef FloatProduct HalfProduct;
@@ -72,6 +73,11 @@ static void gate(const GatedSilu& args, int64_t first_row, int64_t last_row) {
 using namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL);
 extern const Kernels PERILUNE_JOIN(PERILUNE_LEVEL, _kernels) = {
     packed_bytes, scratch_bytes, pack, scan, gradient, attend, norm, rotate, gate,
+#if PERILUNE_TILES
+    block_scratch_bytes, pair_tokens, form, weigh, gather,
+#else
+    nullptr, nullptr, nullptr, nullptr, nullptr,
+#endif
 };
 
 }  // namespace perilune

@@ -53,6 +53,24 @@ struct Gradient {
   int64_t out_stride;
 };
 
+// One block of vocabulary rows on its way through the gradient of a head. Tiles are 1 KB, 16 rows of 64 bytes; tokens
+// come in strips of 32, vocabulary rows in slices of 32, the width in columns of 16, all filled up with zeros.
+struct BlockGradient {
+  const void* weight;           // row `first_row` of the block is where it starts
+  int64_t width, first_row, rows, strips;
+  const float* statistics;      // [kStatistics, strips * 32], see head_gradient.cpp
+  const int64_t* target;        // [strips * 32], in the whole vocabulary
+  const uint16_t* hidden;       // tiles of `pack`: pairs of D by tokens
+  const uint16_t* token_pairs;  // [columns][strips] tiles: pairs of tokens by D
+  uint16_t* by_row;             // [slices][strips] pairs of tiles: rows by tokens
+  uint16_t* by_token;           // [strips][slices] pairs of tiles: tokens by rows
+  uint16_t* row_pairs;          // [columns][slices] tiles: pairs of rows by D
+  float* d_hidden;              // [strips][columns / 2] blocks of 32 tokens by 32 of D; null: not wanted
+  uint16_t* d_weight;           // rows of the block; null: not wanted
+};
+
+constexpr int kStatistics = 9;
+
 struct Kernels {
   int64_t (*packed_bytes)(Dtype, int64_t width);   // of one tile
   int64_t (*scratch_bytes)(Dtype, int64_t width);  // of one thread
@@ -64,6 +82,13 @@ struct Kernels {
   void (*norm)(const RmsNorm&, int64_t first_row, int64_t last_row);
   void (*rotate)(const Rotary&, int64_t first_token, int64_t last_token);
   void (*gate)(const GatedSilu&, int64_t first_row, int64_t last_row);
+  // Of bfloat16 heads, null where the level has none: slices first..last of a block; strips and columns of it.
+  int64_t (*block_scratch_bytes)(int64_t width);
+  void (*pair_tokens)(const Head&, int64_t first_token, int64_t strips, uint16_t* token_pairs);
+  void (*form)(const BlockGradient&, int64_t first_slice, int64_t last_slice, void* scratch);
+  void (*weigh)(const BlockGradient&, int64_t first_slice, int64_t last_slice);
+  void (*gather)(const BlockGradient&, int64_t first_strip, int64_t last_strip, int64_t first_column,
+                 int64_t last_column);
 };
 
 extern const Kernels plain_kernels, avx2_kernels, avx512_kernels, amx_kernels;

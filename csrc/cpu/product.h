@@ -6,6 +6,11 @@
 
 constexpr int kDepth = 64;  // values of D summed in one accumulator before it joins the total
 
+// Where the hidden state of a token begins, in values.
+PERILUNE_INLINE int64_t row_of(const Head& head, int64_t token) {
+  return (head.rows ? head.rows[token] : token) * head.hidden_stride;
+}
+
 PERILUNE_INLINE int64_t padded(int64_t width) { return (width + 31) / 32 * 32; }
 
 // Rows first_row..+count of the head as `padded(width)` floats each, zero where they end, in scratch.
@@ -51,7 +56,7 @@ struct FloatProduct {
     for (int64_t k = 0; k < padded(head.width); ++k)
       for (int t = 0; t < kTile; ++t) {
         bool there = k < head.width && first_token + t < head.tokens;
-        const T* row = static_cast<const T*>(head.hidden) + (first_token + t) * head.hidden_stride;
+        const T* row = static_cast<const T*>(head.hidden) + (there ? row_of(head, first_token + t) : 0);
         uint32_t bits = 0;
         if (there) {
           if (sizeof(T) == 2) bits = uint32_t(row[k]) << 16;

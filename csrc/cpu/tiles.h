@@ -18,7 +18,7 @@ struct TileProduct {
     for (int64_t k = 0; k < padded(head.width); ++k)
       for (int t = 0; t < kTile; ++t) {
         bool there = k < head.width && first_token + t < head.tokens;
-        const uint16_t* row = static_cast<const uint16_t*>(head.hidden) + (first_token + t) * head.hidden_stride;
+        const uint16_t* row = static_cast<const uint16_t*>(head.hidden) + (there ? row_of(head, first_token + t) : 0);
         to[k / 2 * 32 + t * 2 + k % 2] = there ? row[k] : 0;
       }
   }

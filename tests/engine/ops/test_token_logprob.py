@@ -6,7 +6,7 @@ from torch import Tensor
 
 from engine.ops.token_logprob import (
     logit_gradient_reference,
-    logits_logprob,
+
     token_logprob,
     token_logprob_reference,
 )
