@@ -7,6 +7,7 @@
 #endif
 
 #include "head.h"
+#include "statistics.h"
 
 namespace perilune {
 namespace {
@@ -23,20 +24,6 @@ int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step; }
 int64_t block_rows(int64_t strips, int threads) {
   int64_t rows = kBlockBytes / (strips * kStrip * 2) / (kTaskSlices * kRows) * (kTaskSlices * kRows);
   return std::clamp<int64_t>(rows, kTaskSlices * kRows * std::min(threads, 4), 1024);
-}
-
-// The seven statistics of every token filled up to whole strips, then what a logit gradient is made of:
-// p * (at_zero - slope * logprob), with at_zero = scale * (g_lse - g_logprob - g_entropy * entropy) and
-// slope = scale * g_entropy.
-std::vector<float> columns_of(const float* statistics, int64_t tokens, int64_t lanes) {
-  std::vector<float> all(size_t(kStatistics * lanes), 0.0f);
-  for (int i = 0; i < 7; ++i) std::copy_n(statistics + i * tokens, tokens, all.begin() + i * lanes);
-  for (int64_t t = 0; t < tokens; ++t) {
-    auto value = [&](int i) { return all[i * lanes + t]; };
-    all[7 * lanes + t] = value(0) * (value(6) - value(4) - value(5) * value(2));
-    all[8 * lanes + t] = value(0) * value(5);
-  }
-  return all;
 }
 
 // The storage of a block that is formed while the one before it is used.

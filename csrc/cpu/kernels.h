@@ -21,6 +21,7 @@ typedef FloatProduct HalfProduct;
 #endif
 #include "attend.h"
 #include "rows.h"
+#include "logits.h"
 
 static int64_t packed_bytes(Dtype dtype, int64_t width) {
   return dtype == Dtype::bfloat16 ? HalfProduct::packed_bytes(width) : FloatProduct::packed_bytes(width);
@@ -68,6 +69,17 @@ static void gate(const GatedSilu& args, int64_t first_row, int64_t last_row) {
   (args.dtype == Dtype::bfloat16 ? gate_rows<uint16_t> : gate_rows<float>)(args, first_row, last_row);
 }
 
+static void sum_columns_of(const Logits& args, int64_t token, float scale, int64_t first, int64_t last, double* sums) {
+  auto run = args.dtype == Dtype::bfloat16 ? sum_columns<uint16_t> : sum_columns<float>;
+  run(args, token, scale, first, last, sums);
+}
+
+static void spread_gradient_of(const Logits& args, int64_t token, const float* statistics, int64_t target,
+                               int64_t first, int64_t last, void* out) {
+  auto run = args.dtype == Dtype::bfloat16 ? spread_gradient<uint16_t> : spread_gradient<float>;
+  run(args, token, statistics, target, first, last, out);
+}
+
 }  // namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL)
 
 using namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL);
@@ -78,6 +90,7 @@ extern const Kernels PERILUNE_JOIN(PERILUNE_LEVEL, _kernels) = {
 #else
     nullptr, nullptr, nullptr, nullptr, nullptr,
 #endif
+    sum_columns_of, spread_gradient_of,
 };
 
 }  // namespace perilune

@@ -3,6 +3,7 @@
 #include <cstdint>
 
 #include "../ops/gated_silu.h"
+#include "../ops/logits_logprob.h"
 #include "../ops/rms_norm.h"
 #include "../ops/rotary.h"
 #include "../ops/slot_attention.h"
@@ -53,12 +54,14 @@ struct Gradient {
   int64_t out_stride;
 };
 
+constexpr int kStatistics = 9;  // see statistics.h
+
 // One block of vocabulary rows on its way through the gradient of a head. Tiles are 1 KB, 16 rows of 64 bytes; tokens
 // come in strips of 32, vocabulary rows in slices of 32, the width in columns of 16, all filled up with zeros.
 struct BlockGradient {
   const void* weight;           // row `first_row` of the block is where it starts
   int64_t width, first_row, rows, strips;
-  const float* statistics;      // [kStatistics, strips * 32], see head_gradient.cpp
+  const float* statistics;      // [kStatistics, strips * 32], those of statistics.h
   const int64_t* target;        // [strips * 32], in the whole vocabulary
   const uint16_t* hidden;       // tiles of `pack`: pairs of D by tokens
   const uint16_t* token_pairs;  // [columns][strips] tiles: pairs of tokens by D
@@ -68,8 +71,6 @@ struct BlockGradient {
   float* d_hidden;              // [strips][columns / 2] blocks of 32 tokens by 32 of D; null: not wanted
   uint16_t* d_weight;           // rows of the block; null: not wanted
 };
-
-constexpr int kStatistics = 9;
 
 struct Kernels {
   int64_t (*packed_bytes)(Dtype, int64_t width);   // of one tile
@@ -89,6 +90,10 @@ struct Kernels {
   void (*weigh)(const BlockGradient&, int64_t first_slice, int64_t last_slice);
   void (*gather)(const BlockGradient&, int64_t first_strip, int64_t last_strip, int64_t first_column,
                  int64_t last_column);
+  // Columns first..last of one row of logits; sums: maximum, sum, weighted sum.
+  void (*sum_columns)(const Logits&, int64_t token, float scale, int64_t first, int64_t last, double* sums);
+  void (*spread_gradient)(const Logits&, int64_t token, const float* statistics, int64_t target, int64_t first,
+                          int64_t last, void* out);
 };
 
 extern const Kernels plain_kernels, avx2_kernels, avx512_kernels, amx_kernels;
