@@ -80,6 +80,38 @@ static void spread_gradient_of(const Logits& args, int64_t token, const float* s
   run(args, token, statistics, target, first, last, out);
 }
 
+// Chains that do not wait for each other; the asm keeps them from being worked out beforehand.
+static int64_t saturate(int64_t rounds) {
+#if PERILUNE_TILES
+  TileProduct tiles(32, nullptr);
+  alignas(64) uint16_t zeros[512] = {};
+  clear_sums();
+  for (int64_t round = 0; round < rounds; ++round) {
+    if (round == 0) {
+      _tile_loadd(4, zeros, 64);
+      _tile_loadd(5, zeros, 64);
+      _tile_loadd(6, zeros, 64);
+      _tile_loadd(7, zeros, 64);
+    }
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  return rounds * 4 * 16 * 16 * 32 * 2;
+#else
+  constexpr int kChains = PERILUNE_WIDE ? 10 : 4;
+  Floats sum[kChains], factor = all(0.999f);
+  for (int i = 0; i < kChains; ++i) sum[i] = all(float(i));
+  for (int64_t round = 0; round < rounds; ++round)
+    for (int i = 0; i < kChains; ++i) sum[i] = sum[i] * factor + factor;
+  float seen = 0.0f;
+  for (int i = 0; i < kChains; ++i) seen += total(sum[i]);
+  asm volatile("" : : "r"(&seen) : "memory");
+  return rounds * kChains * 16 * 2;
+#endif
+}
+
 }  // namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL)
 
 using namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL);
@@ -90,7 +122,7 @@ extern const Kernels PERILUNE_JOIN(PERILUNE_LEVEL, _kernels) = {
 #else
     nullptr, nullptr, nullptr, nullptr, nullptr,
 #endif
-    sum_columns_of, spread_gradient_of,
+    sum_columns_of, spread_gradient_of, saturate,
 };
 
 }  // namespace perilune

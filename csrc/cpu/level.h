@@ -94,6 +94,7 @@ struct Kernels {
   void (*sum_columns)(const Logits&, int64_t token, float scale, int64_t first, int64_t last, double* sums);
   void (*spread_gradient)(const Logits&, int64_t token, const float* statistics, int64_t target, int64_t first,
                           int64_t last, void* out);
+  int64_t (*saturate)(int64_t rounds);  // products of registers; the operations done
 };
 
 extern const Kernels plain_kernels, avx2_kernels, avx512_kernels, amx_kernels;
