@@ -170,17 +170,21 @@ static void form(const BlockGradient& block, int64_t first_slice, int64_t last_s
   const uint16_t* weight = static_cast<const uint16_t*>(block.weight);
   for (int64_t slice = first_slice; slice < last_slice; ++slice) {
     uint16_t* to = ordered + (slice - first_slice) * kRows * stride;
-    for (int r = 0; r < kRows; ++r) {
-      int64_t row = slice * kRows + r;
-      for (int64_t d = 0; d < stride; d += 32)
+    // Lines of a column of 32 lie in a row there; the rows they come from were asked for a slice earlier.
+    const uint16_t* from = weight + slice * kRows * block.width;
+    int64_t rows = block.rows - slice * kRows < kRows ? block.rows - slice * kRows : kRows;
+    for (int64_t d = 0; d < stride; d += 32)
+      for (int64_t r = 0; r < kRows; ++r) {
+        _mm_prefetch(from + kRows * block.width + d * kRows + r * 32, _MM_HINT_T1);
         _mm512_storeu_si512(to + d * kRows + r * 32,
-                            line_of(weight + row * block.width + d, row < block.rows ? block.width - d : 0));
-    }
+                            line_of(from + r * block.width + d, r < rows ? block.width - d : 0));
+      }
     if (!block.d_hidden) continue;
     for (int64_t d = 0; d < stride; d += 16)
       for (int pair = 0; pair < 16; ++pair) {
-        const uint16_t *from = to + d / 32 * 1024 + d % 32 + pair * 64, *odd = from + 32;
-        _mm512_storeu_si512(block.row_pairs + (d / 16 * slices + slice) * 512 + pair * 32, pairs_of(from, odd, 16));
+        const uint16_t* even = to + d / 32 * 1024 + d % 32 + pair * 64;
+        _mm512_storeu_si512(block.row_pairs + (d / 16 * slices + slice) * 512 + pair * 32,
+                            pairs_of(even, even + 32, 16));
       }
   }
   Formation before{nullptr, 0, 0};
@@ -205,11 +209,11 @@ static void weigh(const BlockGradient& block, int64_t first_slice, int64_t last_
       for (int64_t k = 0; k < block.strips; ++k) multiply_step(left, right, right + block.strips * 512, k);
       put_sums(c);
       int64_t rows = block.rows - slice * kRows < kRows ? block.rows - slice * kRows : kRows;
-      for (int64_t r = 0; r < rows; ++r)
-        for (int i = 0; i < 2; ++i)
-          if (d + i * 16 < block.width)
-            store_some(block.d_weight + (slice * kRows + r) * block.width + d + i * 16, load(c + r * 32 + i * 16),
-                       block.width - d - i * 16);
+      for (int64_t r = 0; r < rows; ++r) {
+        uint16_t* to = block.d_weight + (slice * kRows + r) * block.width + d;
+        store_some(to, load(c + r * 32), block.width - d);
+        if (block.width - d > 16) store_some(to + 16, load(c + r * 32 + 16), block.width - d - 16);
+      }
     }
 }
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from engine.ops.token_logprob import token_logprob
 from tools.bench.ceiling import ceiling_side, fraction
@@ -97,22 +99,19 @@ def _gradient_errors(inputs: HeadInputs, name: str) -> dict[str, float]:
 def _active_rows(shape: HeadShape, repeats: int) -> dict[str, Any]:
     """Time with a fifth of the rows over time with all."""
     found: dict[str, Any] = {}
-    for name, tokens, call in (("forward", shape.forward_tokens, forward),
-                               ("forward_backward", shape.backward_tokens, forward_backward)):
-        inputs = HeadInputs.draw(tokens, shape.width, shape.vocabulary)
-        rows = torch.arange(0, tokens, _ACTIVE)
-        some = HeadInputs(inputs.hidden, inputs.weight, inputs.target[rows], inputs.scale[rows])
+    inputs = HeadInputs.draw(shape.forward_tokens, shape.width, shape.vocabulary)
+    rows = torch.arange(0, shape.forward_tokens, _ACTIVE)
+    some = HeadInputs(inputs.hidden, inputs.weight, inputs.target[rows], inputs.scale[rows])
 
-        def listed(*arguments: torch.Tensor, rows: torch.Tensor = rows) -> tuple[torch.Tensor, torch.Tensor]:
-            logprob, entropy, _ = token_logprob(*arguments, rows=rows)
-            return logprob, entropy
+    def listed(*arguments: Tensor) -> tuple[Tensor, Tensor]:
+        logprob, entropy, _ = token_logprob(*arguments, rows=rows)
+        return logprob, entropy
 
-        turns: dict[str, Side] = {
-            "all": lambda call=call, inputs=inputs: seconds_of(  # type: ignore[misc]
-                lambda: call(sides()["perilune"], inputs)),
-            "some": lambda call=call, some=some, listed=listed: seconds_of(  # type: ignore[misc]
-                lambda: call(listed, some)),
-        }
-        times = {side: spread(values)["median"] for side, values in take_turns(turns, repeats).items()}
+    def side(score: Score, problem: HeadInputs, call: Callable[[Score, HeadInputs], Any]) -> Side:
+        return lambda: seconds_of(lambda: call(score, problem))
+
+    for name, call in (("forward", forward), ("forward_backward", forward_backward)):
+        turns = {"all": side(sides()["perilune"], inputs, call), "some": side(listed, some, call)}
+        times = {turn: spread(values)["median"] for turn, values in take_turns(turns, repeats).items()}
         found[f"active_rows_{name}_time_over_all"] = times["some"] / times["all"]
     return found
