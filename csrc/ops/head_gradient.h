@@ -1,9 +1,9 @@
 // Gradients of an output head, hidden states and weight, from those of log-probability, entropy and lse.
 //
-// The vocabulary is walked once in blocks of rows; the logit gradients of a block, formed again from hidden states
-// and weight, stay in cache until both products with them are made. Every sum runs over the vocabulary, or over the
-// tokens, in order in fp32: the results depend neither on the block nor on the threads, and the gradient of a hidden
-// state not on its neighbours.
+// The vocabulary is walked in blocks of rows; the logit gradients of a block, formed again from hidden states and
+// weight, stay in cache until both products with them are made. Every sum runs over the rows of a part of the
+// vocabulary, or over the tokens, in order in fp32: the results depend neither on the block nor on the threads, and
+// the gradient of a hidden state not on its neighbours.
 #pragma once
 #include "head.h"
 
