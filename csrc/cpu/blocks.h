@@ -197,41 +197,69 @@ static void form(const BlockGradient& block, int64_t first_slice, int64_t last_s
   multiply_and_form(block, ordered, 0, c[turn], before);
 }
 
-// Weight gradients of some slices: their logit gradients by the hidden states, over all tokens.
+// Sums of 32 rows that are done, on their way to the weight gradient: `left` values of each exist from `to` on.
+struct Finished {
+  const float* c;
+  uint16_t* to;
+  int64_t stride, rows, left;
+
+  PERILUNE_INLINE_MEMBER void put(int64_t first, int64_t last) const {
+    for (int64_t r = first; r < last && r < rows; ++r) {
+      uint16_t* row = to + r * stride;
+      __m512i half = (__m512i)_mm512_cvtne2ps_pbh((__m512)load(c + r * 32 + 16), (__m512)load(c + r * 32));
+      // Not past the caches: pages that are touched for the first time are in them already.
+      if (left >= 32) _mm512_storeu_si512(row, half);
+      else _mm512_mask_storeu_epi16(row, left >= 32 ? 0xffffffff : (__mmask32(1) << left) - 1, half);
+    }
+  }
+};
+
+// Weight gradients of some slices: their logit gradients by the hidden states, over all tokens. What was summed
+// before is rounded and stored meanwhile.
 static void weigh(const BlockGradient& block, int64_t first_slice, int64_t last_slice) {
-  alignas(64) float c[kRows * 32];
+  alignas(64) float c[2][kRows * 32];
   TileProduct tiles(block.width, nullptr);
+  Finished before{c[0], nullptr, 0, 0, 0};
+  int turn = 0;
   for (int64_t d = 0; d < block.width; d += 32)
-    for (int64_t slice = first_slice; slice < last_slice; ++slice) {
+    for (int64_t slice = first_slice; slice < last_slice; ++slice, turn ^= 1) {
       const uint16_t* left = block.by_row + slice * block.strips * 1024;
       const uint16_t* right = block.token_pairs + d / 16 * block.strips * 512;
-      clear_sums();
-      for (int64_t k = 0; k < block.strips; ++k) multiply_step(left, right, right + block.strips * 512, k);
-      put_sums(c);
       int64_t rows = block.rows - slice * kRows < kRows ? block.rows - slice * kRows : kRows;
-      for (int64_t r = 0; r < rows; ++r) {
-        uint16_t* to = block.d_weight + (slice * kRows + r) * block.width + d;
-        store_some(to, load(c + r * 32), block.width - d);
-        if (block.width - d > 16) store_some(to + 16, load(c + r * 32 + 16), block.width - d - 16);
+      clear_sums();
+      for (int64_t k = 0; k < block.strips; ++k) {
+        multiply_step(left, right, right + block.strips * 512, k);
+        before.put(k * 4, k * 4 + 4);
       }
+      before.put(block.strips * 4, kRows);
+      put_sums(c[turn]);
+      before = {c[turn], block.d_weight + slice * kRows * block.width + d, block.width, rows, block.width - d};
     }
+  before.put(0, kRows);
 }
 
-// Hidden gradients of some strips and columns of 32: logit gradients by the weight, over the rows of the block.
+// Hidden gradients of some strips and columns of 32: logit gradients by the weight, over the rows of the block. The
+// sums that come next are fetched meanwhile.
 static void gather(const BlockGradient& block, int64_t first_strip, int64_t last_strip, int64_t first_column,
                    int64_t last_column) {
   TileProduct tiles(block.width, nullptr);
   int64_t slices = (block.rows + kRows - 1) / kRows, columns = padded(block.width) / 32;
+  int64_t lines = (64 + slices - 1) / slices;
   for (int64_t column = first_column; column < last_column; ++column)
     for (int64_t strip = first_strip; strip < last_strip; ++strip) {
       float* sums = block.d_hidden + (strip * columns + column) * 1024;
+      const float* next = strip + 1 < last_strip ? sums + columns * 1024
+                                                 : block.d_hidden + (first_strip * columns + column + 1) * 1024;
       const uint16_t* left = block.by_token + strip * slices * 1024;
       const uint16_t* right = block.row_pairs + column * 2 * slices * 512;
       _tile_loadd(0, sums, 128);
       _tile_loadd(1, sums + 16, 128);
       _tile_loadd(2, sums + 16 * 32, 128);
       _tile_loadd(3, sums + 16 * 32 + 16, 128);
-      for (int64_t k = 0; k < slices; ++k) multiply_step(left, right, right + slices * 512, k);
+      for (int64_t k = 0; k < slices; ++k) {
+        for (int64_t line = k * lines; line < (k + 1) * lines; ++line) _mm_prefetch(next + line * 16, _MM_HINT_T0);
+        multiply_step(left, right, right + slices * 512, k);
+      }
       put_sums(sums);
     }
 }
