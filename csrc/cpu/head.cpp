@@ -56,7 +56,8 @@ double Totals::lse() const { return maximum + std::log(sum); }
 Head slice(const Head& head, int64_t first_token, int64_t tokens) {
   Head part = head;
   int64_t size = head.dtype == Dtype::bfloat16 ? 2 : 4;
-  part.hidden = static_cast<const char*>(head.hidden) + first_token * head.hidden_stride * size;
+  if (head.rows) part.rows = head.rows + first_token;
+  else part.hidden = static_cast<const char*>(head.hidden) + first_token * head.hidden_stride * size;
   part.tokens = std::min(tokens, head.tokens - first_token);
   return part;
 }

@@ -13,20 +13,23 @@ namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL) {
 #include "lanes.h"
 #include "product.h"
 #include "scan.h"
-#include "attend.h"
-#include "rows.h"
 #include "tokens.h"
 #include "matrix.h"
 #include "span.h"
 #include "span_gradient.h"
 
 #if PERILUNE_TILES
+#include "tiles.h"
+#include "blocks.h"
 typedef TileProduct HalfProduct;
 typedef TileMatrix HalfMatrix;
 #else
 typedef FloatProduct HalfProduct;
 typedef FloatMatrix HalfMatrix;
 #endif
+#include "attend.h"
+#include "rows.h"
+#include "logits.h"
 
 static int64_t packed_bytes(Dtype dtype, int64_t width) {
   return dtype == Dtype::bfloat16 ? HalfProduct::packed_bytes(width) : FloatProduct::packed_bytes(width);
@@ -43,7 +46,11 @@ static void pack(const Head& head, int64_t first_token, void* tile) {
 
 static void scan(const Scan& args, int64_t first_row, int64_t last_row, int64_t first_tile, int64_t last_tile,
                  TileState* states, void* scratch) {
+#if PERILUNE_TILES
+  auto run = args.dtype == Dtype::bfloat16 ? scan_tiles : scan_rows<FloatProduct, float>;
+#else
   auto run = args.dtype == Dtype::bfloat16 ? scan_rows<HalfProduct, uint16_t> : scan_rows<FloatProduct, float>;
+#endif
   run(args, first_row, last_row, first_tile, last_tile, states, scratch);
 }
 
@@ -131,6 +138,49 @@ static void write_sums(const PackedGradient& args, int64_t shared_head, const Ke
   (half ? write_sums<HalfMatrix, uint16_t> : write_sums<FloatMatrix, float>)(args, shared_head, sums);
 }
 
+static void sum_columns_of(const Logits& args, int64_t token, float scale, int64_t first, int64_t last, double* sums) {
+  auto run = args.dtype == Dtype::bfloat16 ? sum_columns<uint16_t> : sum_columns<float>;
+  run(args, token, scale, first, last, sums);
+}
+
+static void spread_gradient_of(const Logits& args, int64_t token, const float* statistics, int64_t target,
+                               int64_t first, int64_t last, void* out) {
+  auto run = args.dtype == Dtype::bfloat16 ? spread_gradient<uint16_t> : spread_gradient<float>;
+  run(args, token, statistics, target, first, last, out);
+}
+
+// Chains that do not wait for each other; the asm keeps them from being worked out beforehand.
+static int64_t saturate(int64_t rounds) {
+#if PERILUNE_TILES
+  TileProduct tiles(32, nullptr);
+  alignas(64) uint16_t zeros[512] = {};
+  clear_sums();
+  for (int64_t round = 0; round < rounds; ++round) {
+    if (round == 0) {
+      _tile_loadd(4, zeros, 64);
+      _tile_loadd(5, zeros, 64);
+      _tile_loadd(6, zeros, 64);
+      _tile_loadd(7, zeros, 64);
+    }
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_dpbf16ps(1, 4, 7);
+    _tile_dpbf16ps(2, 5, 6);
+    _tile_dpbf16ps(3, 5, 7);
+  }
+  return rounds * 4 * 16 * 16 * 32 * 2;
+#else
+  constexpr int kChains = PERILUNE_WIDE ? 10 : 4;
+  Floats sum[kChains], factor = all(0.999f);
+  for (int i = 0; i < kChains; ++i) sum[i] = all(float(i));
+  for (int64_t round = 0; round < rounds; ++round)
+    for (int i = 0; i < kChains; ++i) sum[i] = sum[i] * factor + factor;
+  float seen = 0.0f;
+  for (int i = 0; i < kChains; ++i) seen += total(sum[i]);
+  asm volatile("" : : "r"(&seen) : "memory");
+  return rounds * kChains * 16 * 2;
+#endif
+}
+
 }  // namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL)
 
 using namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL);
@@ -138,6 +188,12 @@ extern const Kernels PERILUNE_JOIN(PERILUNE_LEVEL, _kernels) = {
     packed_bytes, scratch_bytes, pack, scan, gradient, attend, norm, rotate, gate,
     rises_from_zero, sum, largest, mask_segments, loss, loss_gradient,
     span_bytes, sums_bytes, span, span_gradient, write_sums,
+#if PERILUNE_TILES
+    block_scratch_bytes, pair_tokens, form, weigh, gather,
+#else
+    nullptr, nullptr, nullptr, nullptr, nullptr,
+#endif
+    sum_columns_of, spread_gradient_of, saturate,
 };
 
 }  // namespace perilune

@@ -7,6 +7,7 @@ typedef uint32_t Words __attribute__((vector_size(64)));
 typedef uint16_t Halves __attribute__((vector_size(32)));
 
 #define PERILUNE_INLINE static inline __attribute__((always_inline))
+#define PERILUNE_INLINE_MEMBER inline __attribute__((always_inline))
 
 PERILUNE_INLINE Floats all(float x) { return Floats{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }
 PERILUNE_INLINE Words all(uint32_t x) { return Words{x, x, x, x, x, x, x, x, x, x, x, x, x, x, x, x}; }

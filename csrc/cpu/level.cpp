@@ -37,7 +37,8 @@ Level detect() {
   bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   if (!wide) return Level::avx2;
-  return has_tiles() ? Level::amx : Level::avx512;
+  // Every processor with the tile registers rounds to bfloat16 by itself as well.
+  return has_tiles() && __builtin_cpu_supports("avx512bf16") ? Level::amx : Level::avx512;
 }
 #else
 Level detect() { return Level::plain; }

@@ -3,8 +3,9 @@
 #include <cstdint>
 
 #include "../ops/gated_silu.h"
-#include "../ops/policy_gradient.h"
+#include "../ops/logits_logprob.h"
 #include "../ops/packed_attention.h"
+#include "../ops/policy_gradient.h"
 #include "../ops/rms_norm.h"
 #include "../ops/rotary.h"
 #include "../ops/slot_attention.h"
@@ -70,6 +71,24 @@ struct KeySums {
   int64_t first_token, last_token;
 };
 
+constexpr int kStatistics = 9;  // see statistics.h
+
+// One block of vocabulary rows on its way through the gradient of a head. Tiles are 1 KB, 16 rows of 64 bytes; tokens
+// come in strips of 32, vocabulary rows in slices of 32, the width in columns of 16, all filled up with zeros.
+struct BlockGradient {
+  const void* weight;           // row `first_row` of the block is where it starts
+  int64_t width, first_row, rows, strips;
+  const float* statistics;      // [kStatistics, strips * 32], those of statistics.h
+  const int64_t* target;        // [strips * 32], in the whole vocabulary
+  const uint16_t* hidden;       // tiles of `pack`: pairs of D by tokens
+  const uint16_t* token_pairs;  // [columns][strips] tiles: pairs of tokens by D
+  uint16_t* by_row;             // [slices][strips] pairs of tiles: rows by tokens
+  uint16_t* by_token;           // [strips][slices] pairs of tiles: tokens by rows
+  uint16_t* row_pairs;          // [columns][slices] tiles: pairs of rows by D
+  float* d_hidden;              // [strips][columns / 2] blocks of 32 tokens by 32 of D; null: not wanted
+  uint16_t* d_weight;           // rows of the block; null: not wanted
+};
+
 struct Kernels {
   int64_t (*packed_bytes)(Dtype, int64_t width);   // of one tile
   int64_t (*scratch_bytes)(Dtype, int64_t width);  // of one thread
@@ -95,6 +114,18 @@ struct Kernels {
   void (*span)(const PackedAttention&, const SpanPart&, void* out, float* lse, void* scratch);
   void (*span_gradient)(const PackedGradient&, const SpanPart&, bool want_query, const KeySums&, void* scratch);
   void (*write_sums)(const PackedGradient&, int64_t shared_head, const KeySums&);
+  // Of bfloat16 heads, null where the level has none: slices first..last of a block; strips and columns of it.
+  int64_t (*block_scratch_bytes)(int64_t width);
+  void (*pair_tokens)(const Head&, int64_t first_token, int64_t strips, uint16_t* token_pairs);
+  void (*form)(const BlockGradient&, int64_t first_slice, int64_t last_slice, void* scratch);
+  void (*weigh)(const BlockGradient&, int64_t first_slice, int64_t last_slice);
+  void (*gather)(const BlockGradient&, int64_t first_strip, int64_t last_strip, int64_t first_column,
+                 int64_t last_column);
+  // Columns first..last of one row of logits; sums: maximum, sum, weighted sum.
+  void (*sum_columns)(const Logits&, int64_t token, float scale, int64_t first, int64_t last, double* sums);
+  void (*spread_gradient)(const Logits&, int64_t token, const float* statistics, int64_t target, int64_t first,
+                          int64_t last, void* out);
+  int64_t (*saturate)(int64_t rounds);  // products of registers; the operations done
 };
 
 extern const Kernels plain_kernels, avx2_kernels, avx512_kernels, amx_kernels;

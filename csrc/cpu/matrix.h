@@ -189,6 +189,8 @@ struct TileRegisters {
     } config = {};
     config.palette = 1;
     for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = 16;
+    // GCC believes that the instruction reads eight bytes; all of them have to be in memory.
+    asm volatile("" : : "r"(&config) : "memory");
     _tile_loadconfig(&config);
   }
   ~TileRegisters() { _tile_release(); }

@@ -14,6 +14,7 @@ struct Head {
   int64_t width;
   int64_t vocabulary;
   Dtype dtype;
+  const int64_t* rows = nullptr;  // [T]: token t is row rows[t] of `hidden`; null: row t
 };
 
 }  // namespace perilune

@@ -43,7 +43,7 @@ def score_row(network: Any, row: PackedRow, want_entropy: bool = False) -> tuple
     """
     hidden = hidden_states(network, row.tokens, row.positions, row.blocks)
     logprob, entropy, _ = token_logprob(
-        hidden[row.source], head_weight(network), row.target, row.inverse_temperature,
+        hidden, head_weight(network), row.target, row.inverse_temperature, rows=row.source,
         want_entropy=want_entropy,
     )
     return logprob, entropy

@@ -33,36 +33,49 @@ def token_logprob(
     target: Tensor,
     inverse_temperature: Tensor,
     *,
+    rows: Tensor | None = None,
     want_entropy: bool = True,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score targets under softmax(hidden @ weight.T * inverse_temperature).
 
-    Differentiable for ``hidden`` and ``weight`` through all three results, once.
+    Differentiable for ``hidden`` and ``weight`` through all three results, once. With ``rows``, only those
+    hidden states are read, N is their number instead of T, and the cost follows N; rows that are not listed
+    have gradient 0, a row that is listed more than once the sum of its gradients in the order of the list.
 
     Args:
         hidden: [T, D] bfloat16 or float32 (float64: by the reference).
         weight: [V, D], same dtype: the output head.
-        target: [T] int64 in 0..V-1, already shifted.
-        inverse_temperature: [T] or [1] float32, 1 / temperature of each token.
+        target: [N] int64 in 0..V-1, already shifted.
+        inverse_temperature: [N] or [1] float32, 1 / temperature of each token.
+        rows: [N] int64 or int32 in 0..T-1, in any order; None for all rows in order, N = T.
         want_entropy: False leaves the entropies 0 and without gradient.
 
     Returns:
-        logprob [T], entropy [T], lse [T] in nats, float32; lse is the log of the sum of exp(logits).
+        logprob [N], entropy [N], lse [N] in nats, float32; lse is the log of the sum of exp(logits).
 
     Raises:
         ValueError: an argument has the wrong shape, dtype or range.
     """
-    tokens = hidden.shape[0] if hidden.dim() else 0
     check_head(hidden, weight)
+    tokens = hidden.shape[0]
+    if rows is not None:
+        is_list = rows.dim() == 1 and rows.dtype in (torch.int64, torch.int32)
+        expect(is_list, "rows", "[N] int64 or int32", rows)
+        tokens, rows = rows.shape[0], rows.long()
     expect(target.shape == (tokens,) and target.dtype == torch.int64, "target", f"[{tokens}] int64", target)
     fits = inverse_temperature.shape in ((1,), (tokens,))
     expect(fits, "inverse_temperature", f"[{tokens}] or [1] float32", inverse_temperature)
     if hidden.dtype == torch.float64:
-        return token_logprob_reference(hidden, weight, target, inverse_temperature, want_entropy)
+        chosen = hidden if rows is None else _chosen(hidden, rows)
+        return token_logprob_reference(chosen, weight, target, inverse_temperature, want_entropy)
     is_float = inverse_temperature.dtype == torch.float32
     expect(is_float, "inverse_temperature", f"[{tokens}] or [1] float32", inverse_temperature)
     scale = inverse_temperature.detach().expand(tokens).contiguous()
-    result: tuple[Tensor, Tensor, Tensor] = _op(hidden, weight, target, scale, want_entropy)
+    result: tuple[Tensor, Tensor, Tensor]
+    if rows is None:
+        result = _op(hidden, weight, target, scale, want_entropy)
+    else:
+        result = _rows_op(hidden, weight, target, scale, rows, want_entropy)
     return result
 
 
@@ -74,32 +87,6 @@ def check_head(hidden: Tensor, weight: Tensor) -> None:
     width = hidden.shape[1]
     fits = weight.dim() == 2 and weight.shape[1] == width and weight.shape[0] > 0
     expect(fits and weight.dtype == hidden.dtype, "weight", f"[V, {width}] of {hidden.dtype}", weight)
-
-
-def logits_logprob(logits: Tensor, target: Tensor, inverse_temperature: Tensor) -> tuple[Tensor, Tensor]:
-    """Log-probability and entropy of targets from logits that already exist; differentiable.
-
-    Args:
-        logits: [T, V] floating point.
-        target: [T] int64 in 0..V-1.
-        inverse_temperature: [T] or [1].
-
-    Returns:
-        logprob [T], entropy [T] in nats, float32 (float64 for float64 logits).
-
-    Raises:
-        ValueError: an argument has the wrong shape, dtype or range.
-    """
-    expect(logits.dim() == 2 and logits.is_floating_point(), "logits", "[T, V] floating point", logits)
-    tokens, vocabulary = logits.shape
-    expect(target.shape == (tokens,) and target.dtype == torch.int64, "target", f"[{tokens}] int64", target)
-    fits = inverse_temperature.shape in ((1,), (tokens,))
-    expect(fits, "inverse_temperature", f"[{tokens}] or [1]", inverse_temperature)
-    expect_range(target, "target", 0, vocabulary)
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    logprobs = (logits.to(wide) * inverse_temperature.to(wide)[:, None]).log_softmax(-1)
-    chosen = logprobs.gather(-1, target[:, None])[:, 0]
-    return chosen, -(logprobs.exp() * logprobs).sum(-1)
 
 
 def token_logprob_reference(
@@ -153,14 +140,72 @@ def logit_gradient_reference(
     return (torch.where(hit, on_target, shared - probs * g_logprob) * scale).to(hidden.dtype)
 
 
+def head_gradient_reference(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    statistics: Tensor,
+    rows: Tensor | None,
+    want_hidden: bool,
+    want_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of hidden states [T, D] and head [V, D], the logits' own a few thousand rows of V at a time.
+
+    Args:
+        hidden: [T, D].
+        weight: [V, D].
+        target: [N] int64.
+        statistics: [7, N], as :func:`logit_gradient_reference` takes them.
+        rows: [N] int64, or None for N = T.
+        want_hidden: False leaves the first result [0, D].
+        want_weight: False leaves the second result [0, D].
+    """
+    chosen = hidden if rows is None else _chosen(hidden, rows)
+    d_chosen = torch.zeros(chosen.shape, dtype=torch.float32, device=hidden.device)
+    d_weight = torch.empty_like(weight) if want_weight else weight.new_empty(0, weight.shape[1])
+    step = _backward_rows(chosen)
+    for start in range(0, weight.shape[0], step):
+        part = weight[start : start + step]
+        d_logits = _gradient_op(chosen, part, target, statistics, start)
+        if want_hidden:
+            _add_product(d_chosen, d_logits.T, part)
+        if want_weight:
+            torch.mm(d_logits, chosen, out=d_weight[start : start + step])
+    if not want_hidden:
+        return hidden.new_empty(0, hidden.shape[1]), d_weight
+    if rows is not None:
+        d_all = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
+        d_chosen = d_all.index_add_(0, rows, d_chosen)
+    return d_chosen.to(hidden.dtype), d_weight
+
+
+def _chosen(hidden: Tensor, rows: Tensor) -> Tensor:
+    if rows.device.type == "cpu":  # a GPU refuses them by itself, without anybody waiting for it
+        expect_range(rows, "rows", 0, hidden.shape[0])
+    return hidden.index_select(0, rows)
+
+
+def _by_rows(
+    hidden: Tensor, weight: Tensor, target: Tensor, scale: Tensor, rows: Tensor, want_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    result: tuple[Tensor, Tensor, Tensor] = _op(_chosen(hidden, rows), weight, target, scale, want_entropy)
+    return result
+
+
 def _fake(
     hidden: Tensor, weight: Tensor, target: Tensor, scale: Tensor, want_entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    one = hidden.new_empty(hidden.shape[0], dtype=torch.float32)
+    one = torch.empty_like(scale)
     return one, torch.empty_like(one), torch.empty_like(one)
 
 
-def _fake_gradient(
+def _fake_rows(
+    hidden: Tensor, weight: Tensor, target: Tensor, scale: Tensor, rows: Tensor, want_entropy: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _fake(hidden, weight, target, scale, want_entropy)
+
+
+def _fake_logit_gradient(
     hidden: Tensor, weight: Tensor, target: Tensor, statistics: Tensor, start: int
 ) -> Tensor:
     tokens = hidden.shape[0]
@@ -170,30 +215,39 @@ def _fake_gradient(
     return hidden.new_empty(weight.shape[0], tokens)
 
 
+def _fake_gradient(
+    hidden: Tensor,
+    weight: Tensor,
+    target: Tensor,
+    statistics: Tensor,
+    rows: Tensor | None,
+    want_hidden: bool,
+    want_weight: bool,
+) -> tuple[Tensor, Tensor]:
+    width = hidden.shape[1]
+    return (
+        hidden.new_empty(hidden.shape[0] if want_hidden else 0, width),
+        weight.new_empty(weight.shape[0] if want_weight else 0, width),
+    )
+
+
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    hidden, weight, target, scale, want_entropy = inputs
-    logprob, entropy, lse = output
+    hidden, weight, target, scale, *rows, want_entropy = inputs
     ctx.want_entropy = want_entropy
-    ctx.save_for_backward(hidden, weight, target, scale, logprob, entropy, lse)
+    ctx.save_for_backward(hidden, weight, target, scale, *output, *rows)
 
 
 def _backward(ctx: Any, g_logprob: Tensor, g_entropy: Tensor, g_lse: Tensor) -> tuple[Tensor | None, ...]:
-    hidden, weight, target, scale, logprob, entropy, lse = ctx.saved_tensors
+    hidden, weight, target, scale, logprob, entropy, lse, *rows = ctx.saved_tensors
     want_hidden, want_weight = ctx.needs_input_grad[:2]
     if not ctx.want_entropy:
         g_entropy = torch.zeros_like(g_entropy)
     statistics = torch.stack([scale, lse, entropy, logprob, g_logprob, g_entropy, g_lse])
-    d_hidden = torch.zeros(hidden.shape, dtype=torch.float32, device=hidden.device)
-    d_weight = torch.empty_like(weight) if want_weight else None
-    step = _backward_rows(hidden)
-    for start in range(0, weight.shape[0], step):
-        rows = weight[start : start + step]
-        d_logits = _gradient_op(hidden, rows, target, statistics, start)
-        if want_hidden:
-            _add_product(d_hidden, d_logits.T, rows)
-        if d_weight is not None:
-            torch.mm(d_logits, hidden, out=d_weight[start : start + step])
-    return d_hidden.to(hidden.dtype) if want_hidden else None, d_weight, None, None, None
+    d_hidden, d_weight = _head_op(
+        hidden, weight, target, statistics, rows[0] if rows else None, want_hidden, want_weight
+    )
+    nothing = (None,) * (3 + len(rows))
+    return d_hidden if want_hidden else None, d_weight if want_weight else None, *nothing
 
 
 def _backward_rows(hidden: Tensor) -> int:
@@ -220,10 +274,25 @@ _op = register(
     token_logprob_reference,
     _fake,
 )
+_rows_op = register(
+    "token_logprob_rows",
+    "(Tensor hidden, Tensor weight, Tensor target, Tensor scale, Tensor rows, bool want_entropy)"
+    " -> (Tensor, Tensor, Tensor)",
+    _by_rows,
+    _fake_rows,
+)
 _gradient_op = register(
     "logit_gradient",
     "(Tensor hidden, Tensor weight, Tensor target, Tensor statistics, int start) -> Tensor",
     logit_gradient_reference,
+    _fake_logit_gradient,
+)
+_head_op = register(
+    "head_gradient",
+    "(Tensor hidden, Tensor weight, Tensor target, Tensor statistics, Tensor? rows, bool want_hidden,"
+    " bool want_weight) -> (Tensor, Tensor)",
+    head_gradient_reference,
     _fake_gradient,
 )
-torch.library.register_autograd("perilune::token_logprob", _backward, setup_context=_setup_context)
+for _name in ("token_logprob", "token_logprob_rows"):
+    torch.library.register_autograd(f"perilune::{_name}", _backward, setup_context=_setup_context)

@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from engine.errors import ConfigError
-from engine.ops import extension, packed_attention, sample, slot_attention, token_logprob
+from engine.ops import extension, logits_logprob, packed_attention, sample, slot_attention, token_logprob
 
 PROBE = """
 import logging, sys
 logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
 if "missing" in sys.argv: sys.modules["engine.ops._C"] = None
 import torch
-from engine.ops import extension, sample, token_logprob
+from engine.ops import extension, logits_logprob, sample, token_logprob
 hidden, weight = torch.ones(2, 32), torch.ones(40, 32)
 target, scale = torch.tensor([0, 1]), torch.ones(1)
 hidden.requires_grad_()
@@ -23,7 +23,8 @@ logprob, entropy, lse = token_logprob.token_logprob(hidden, weight, target, scal
 logprob.sum().backward()
 token, _ = sample.sample(hidden.detach(), weight, torch.ones(2), target, target)
 print(extension.level(), extension.available(), token.tolist())
-for name in ("token_logprob", "logit_gradient", "sample"):
+for name in ("token_logprob", "token_logprob_rows", "logit_gradient", "head_gradient", "logits_logprob",
+             "logits_gradient", "sample"):
     print(getattr(torch.ops.perilune, name).default._schema)
 """
 
@@ -46,10 +47,9 @@ def test_reference_and_missing_extension_serve() -> None:
     assert missing.stdout.count("perilune.ops WARNING the compiled ops are missing") == 1, missing.stderr
     # Defined from Python or from C++, the schemas are the same, and so are the draws.
     schemas = [line for line in forced.stdout.splitlines() if line.startswith("perilune::")]
-    ours = [
-        getattr(torch.ops.perilune, name).default for name in ("token_logprob", "logit_gradient", "sample")
-    ]
-    assert schemas == [str(op._schema) for op in ours]
+    names = ("token_logprob", "token_logprob_rows", "logit_gradient", "head_gradient", "logits_logprob",
+             "logits_gradient", "sample")
+    assert schemas == [str(getattr(torch.ops.perilune, name).default._schema) for name in names]
     target = torch.tensor([0, 1])
     token, _ = sample.sample(torch.ones(2, 32), torch.ones(40, 32), torch.ones(2), target, target)
     assert str(token.tolist()) in forced.stdout
@@ -73,8 +73,10 @@ def test_force_level(cpu_level: str) -> None:
 
 
 def test_every_op_is_registered() -> None:
-    packed = (packed_attention._op, packed_attention._gradient_op, slot_attention._op)
-    for op in (token_logprob._op, token_logprob._gradient_op, sample._op, *packed):
+    everywhere = (token_logprob._op, token_logprob._gradient_op, sample._op, slot_attention._op,
+                  logits_logprob._op, logits_logprob._gradient_op)
+    on_cpus = (token_logprob._rows_op, token_logprob._head_op, packed_attention._op, packed_attention._gradient_op)
+    for op in (*everywhere, *on_cpus):
         assert op._schema.name.startswith("perilune::")
-        for key, there in (("CPU", extension.available()), ("CUDA", extension.cuda_available())):
+        for key, there in (("CPU", extension.available()), ("CUDA", extension.cuda_available() and op in everywhere)):
             assert torch._C._dispatch_has_kernel_for_dispatch_key(op._schema.name, key) == there
