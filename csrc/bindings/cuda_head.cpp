@@ -37,7 +37,7 @@ struct Tiling {
 // 8 Mi logits each. The second serves decoding and the end of a batch, where the first would mostly multiply zeros.
 Tiling many = {1024, 8192}, few = {128, 65536};
 constexpr int64_t kChunkRows = 8192;        // bounds the partial sums that are kept
-int64_t gradient_logits = 1 << 23;          // of one product of the backward
+int64_t gradient_logits = 1 << 26;          // of one product of the backward: one for each step of token_logprob.py
 
 // For measuring. Other tilings may give other last bits.
 void set_cuda_tiling(int64_t rows, int64_t columns, int64_t few_rows, int64_t few_columns, int64_t backward) {

@@ -22,8 +22,8 @@ from engine.ops.arguments import expect, expect_range
 from engine.ops.extension import cuda_available, register
 
 _BACKWARD_ROWS = 4096
+_CUDA_BACKWARD_LOGITS = 1 << 26
 _CUDA_BACKWARD_ROWS = 16384
-_CUDA_BACKWARD_LOGITS = 1 << 27
 _REFERENCE_TOKENS = 512
 
 
@@ -193,11 +193,12 @@ def _backward(ctx: Any, g_logprob: Tensor, g_entropy: Tensor, g_lse: Tensor) -> 
             _add_product(d_hidden, d_logits.T, rows)
         if d_weight is not None:
             torch.mm(d_logits, hidden, out=d_weight[start : start + step])
+        del d_logits  # Before the next one is made: both together would be the largest thing in memory.
     return d_hidden.to(hidden.dtype) if want_hidden else None, d_weight, None, None, None
 
 
 def _backward_rows(hidden: Tensor) -> int:
-    """Vocabulary rows of one step: many on a GPU, as far as their logits take 256 MiB in bfloat16."""
+    """Vocabulary rows of one step: many on a GPU, as far as their logits take 256 MiB in float32."""
     if hidden.device.type != "cuda":
         return _BACKWARD_ROWS
     fitting = _CUDA_BACKWARD_LOGITS // max(hidden.shape[0], 1) // 1024 * 1024
