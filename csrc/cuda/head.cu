@@ -152,7 +152,7 @@ __global__ void __launch_bounds__(kGradientThreads) gradient_kernel(LogitGradien
     int64_t hit = args.target[t] - args.start;
     if (hit < row || hit >= end) continue;
     int64_t at = hit * args.pitch + t;
-    out[at] = narrow<T>(on_target(args.statistics + t, args.tokens, args.logits[at]));
+    out[at] = narrow<T>(on_target(args.statistics + t, args.tokens));
   }
 }
 

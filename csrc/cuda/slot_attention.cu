@@ -125,6 +125,7 @@ __global__ void __launch_bounds__(kThreads) merge_kernel(SlotAttention args, int
   int64_t position = args.position[token], slot = args.slot[token], pitch = size + 2;
   bool broken = position >= args.capacity || slot < 0 || slot >= slots;
   int spans = broken || position < 0 ? 0 : int(whole_spans(position + 1));
+  follow();
   const float* from = place_of(workspace, args, token, head, 0);
   float maximum = kLowest, total = 0.0f, sums[kMost];
   for (int s = lane; s < spans; s += 32) maximum = fmaxf(maximum, from[s * pitch]);
@@ -164,7 +165,17 @@ template <typename T>
 void launch(const SlotAttention& args, int64_t slots, float* workspace, Stream stream) {
   if (by_products(args)) attend_by_products(args, slots, workspace, stream);
   else launch_spans<T>(args, slots, workspace, stream);
-  merge_kernel<T><<<parts(args.tokens * args.heads, kWarps), kThreads, 0, stream_of(stream)>>>(args, slots, workspace);
+  // The merge is brought to the processors while the last spans are still at work.
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(parts(args.tokens * args.heads, kWarps));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream_of(stream);
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, merge_kernel<T>, args, slots, workspace);
 }
 
 }  // namespace

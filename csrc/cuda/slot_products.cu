@@ -12,10 +12,6 @@ constexpr int kStepBytes = kKeys * kWidth * 2;
 template <int kWidth>
 constexpr int kBlockBytes = kWarps * kStages * 2 * kStepBytes<kWidth>;
 
-__device__ inline unsigned shared_address(const void* pointer) {
-  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
-}
-
 // Where eight values lie: rows of eight such chunks would meet in the same banks if they were not shuffled.
 template <int kWidth>
 __device__ inline int chunk_offset(int key, int chunk) {
@@ -84,6 +80,7 @@ __global__ void __launch_bounds__(kThreads, kWidth > 64 ? (whole ? 3 : 2) : (who
   extern __shared__ __align__(128) char bytes[];
   __shared__ float maxima[kWarps][kHeads], totals[kWarps][kHeads];
   constexpr int kBytes = kStepBytes<kWidth>;
+  let_follow();
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, size = int(args.head_size), group = lane / 4;
   int64_t token = blockIdx.x / args.shared_heads, shared = blockIdx.x % args.shared_heads, span = blockIdx.y;
   int64_t per = args.heads / args.shared_heads, offset = int64_t(blockIdx.z) * kHeads, head = shared * per + offset;

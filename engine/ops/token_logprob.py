@@ -22,8 +22,8 @@ from engine.ops.arguments import expect, expect_range
 from engine.ops.extension import cuda_available, register
 
 _BACKWARD_ROWS = 4096
-_CUDA_BACKWARD_LOGITS = 1 << 26
 _CUDA_BACKWARD_ROWS = 16384
+_CUDA_BACKWARD_LOGITS = 1 << 27
 _REFERENCE_TOKENS = 512
 
 
@@ -198,7 +198,7 @@ def _backward(ctx: Any, g_logprob: Tensor, g_entropy: Tensor, g_lse: Tensor) -> 
 
 
 def _backward_rows(hidden: Tensor) -> int:
-    """Vocabulary rows of one step: many on a GPU, as far as their logits take 256 MiB in float32."""
+    """Vocabulary rows of one step: many on a GPU, as far as their gradients take 256 MiB in bfloat16."""
     if hidden.device.type != "cuda":
         return _BACKWARD_ROWS
     fitting = _CUDA_BACKWARD_LOGITS // max(hidden.shape[0], 1) // 1024 * 1024
