@@ -19,7 +19,7 @@ from engine.ops.packed_attention import slot_attention
 from engine.ops.rms_norm import add_rms_norm, add_rms_norm_reference
 from engine.ops.sample import sample
 from tools.bench import gpu
-from tools.bench.gpu_head import FEW, FEW_TILINGS, HEADS, TILINGS, both_of, forward_of, ours, problem
+from tools.bench.gpu_head import HEADS, both_of, forward_of, ours, problem
 from tools.bench.gpu_peers import eager
 
 
@@ -37,10 +37,6 @@ def drawing(rows: int, width: int, vocabulary: int) -> dict[str, Any]:
 
     found = gpu.timed({"ours": lambda: sample(hidden, weight, heat, key, key), "torch": plain,
                        "product": lambda: hidden @ weight.T})
-    for few in FEW_TILINGS if rows <= 512 else ():
-        torch.ops.perilune.set_cuda_tiling(*TILINGS[0], *few, 1 << 23)
-        found[f"ours by {few}"] = gpu.timed({"": lambda: sample(hidden, weight, heat, key, key)})[""]
-    torch.ops.perilune.set_cuda_tiling(*TILINGS[0], *FEW, 1 << 23)
     return {**found, "weight_bytes": 2 * weight.numel()}
 
 
