@@ -9,6 +9,8 @@
 namespace perilune {
 namespace {
 
+constexpr int64_t kProductLogits = 1 << 25;  // of one product by the library
+
 // Rows of the result lie a multiple of eight tokens apart: the products that take it are slow with others. What lies
 // between them is 0, for a library may multiply it by the zeros that it fills up with itself.
 Tensor logit_gradient(const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& statistics,
@@ -30,7 +32,7 @@ Tensor logit_gradient(const Tensor& hidden, const Tensor& weight, const Tensor& 
     return out;
   }
   if (pitch != tokens) filled.zero_();
-  int64_t step = std::min(rows, std::max<int64_t>(128, gradient_logits / pitch / 128 * 128));
+  int64_t step = std::min(rows, std::max<int64_t>(128, kProductLogits / pitch / 128 * 128));
   Tensor logits = at::empty({step, pitch}, hidden.options().dtype(at::kFloat)).narrow(1, 0, tokens), states = x.t();
   char* to = static_cast<char*>(out.mutable_data_ptr());
   for (int64_t row = 0; row < rows; row += step) {

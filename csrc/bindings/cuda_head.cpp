@@ -22,7 +22,6 @@
 
 namespace perilune {
 
-int64_t gradient_logits = 1 << 25;
 bool fused_wanted = true;
 
 namespace {
@@ -37,22 +36,9 @@ struct Tiling {
 };
 
 // 8 Mi logits each. The second serves decoding and the end of a batch, where the first would mostly multiply zeros.
-Tiling many = {1024, 8192}, few = {128, 65536};
-constexpr int64_t kChunkRows = 8192;        // bounds the partial sums that are kept
-constexpr int64_t kKeptLogits = 1 << 24;    // that draws read again: about what the second level cache holds
-
-// For measuring. Other tilings may give other last bits.
-void set_cuda_tiling(int64_t rows, int64_t columns, int64_t few_rows, int64_t few_columns, int64_t backward) {
-  for (int64_t value : {columns, few_columns})
-    TORCH_CHECK_VALUE(value > 0 && value % cuda::kSlab == 0, "columns: expected a multiple of ", cuda::kSlab,
-                      ", got ", value);
-  for (int64_t value : {rows, few_rows})
-    TORCH_CHECK_VALUE(value > 0 && value % 128 == 0, "rows: expected a multiple of 128, got ", value);
-  many = {rows, columns};
-  TORCH_CHECK_VALUE(backward > 0, "backward: expected a number of logits above 0, got ", backward);
-  few = {few_rows, few_columns};
-  gradient_logits = backward;
-}
+constexpr Tiling many = {1024, 8192}, few = {128, 65536};
+constexpr int64_t kChunkRows = 8192;      // bounds the partial sums that are kept
+constexpr int64_t kKeptLogits = 1 << 24;  // that draws read again: about what the second level cache holds
 
 // For measuring and tests: whether csrc/cuda/fused.h serves where it can. The last bits of the two ways differ.
 bool set_cuda_fused(bool wanted) {
@@ -94,9 +80,8 @@ void walk(const Tensor& hidden, int64_t first, int64_t count, const Tensor& weig
 // of 128 made-up rows is compared. Waits for the device, once for each shape.
 bool few_agree(const Tensor& hidden, const Tensor& weight, const Call& call) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>, bool> known;
-  auto key = std::make_tuple(int(hidden.get_device()), int(hidden.scalar_type()), weight.size(0), weight.size(1),
-                             many.rows, many.columns, few.rows, few.columns);
+  static std::map<std::tuple<int, int, int64_t, int64_t>, bool> known;
+  auto key = std::make_tuple(int(hidden.get_device()), int(hidden.scalar_type()), weight.size(0), weight.size(1));
   {
     std::lock_guard<std::mutex> lock(mutex);
     auto found = known.find(key);
@@ -238,8 +223,6 @@ std::tuple<Tensor, Tensor> sample(const Tensor& hidden, const Tensor& weight, co
 }  // namespace perilune
 
 TORCH_LIBRARY_FRAGMENT(perilune, m) {
-  m.def("set_cuda_tiling(int rows, int columns, int few_rows, int few_columns, int backward) -> ()",
-        &perilune::set_cuda_tiling);
   m.def("set_cuda_fused(bool wanted) -> bool", &perilune::set_cuda_fused);
   m.def("cuda_few_agree(Tensor hidden, Tensor weight) -> bool", &perilune::cuda_few_agree);
 }

@@ -10,7 +10,6 @@
 
 namespace perilune {
 
-extern int64_t gradient_logits;  // of one product of the backward by the library
 extern bool fused_wanted;
 
 // By dtype, width and device alone, so that all ops over one head go the same way.

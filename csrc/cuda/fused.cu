@@ -22,6 +22,8 @@ struct Reduce {
   FusedStats args;
   int tokens, vocabulary, all_slabs;
 
+  __device__ void prepare(int, int) const {}
+
   // The target's place from this thread's first column on; -1 if another thread has it.
   __device__ int hit_of(int row, int column) const {
     if (!args.target || row >= tokens) return -1;

@@ -13,6 +13,24 @@ struct Turn {
   int64_t pitch;
   int rows;
 
+  __device__ static void meet(int warpgroup) { asm volatile("bar.sync %0, 128;" ::"r"(1 + warpgroup) : "memory"); }
+
+  // Slopes are far away: they are on their way while the product is made.
+  __device__ static float4* near(int warpgroup) {
+    __shared__ float4 kept[2][kTileColumns];
+    return kept[warpgroup];
+  }
+
+  __device__ void prepare(int warpgroup, int column) const {
+    float4* to = near(warpgroup);
+    int thread = threadIdx.x % 128;
+    meet(warpgroup);
+#pragma unroll
+    for (int n = thread; n < thread + kTileColumns; n += 128)
+      asm volatile("cp.async.ca.shared.global [%0], [%1], 16;" ::"r"(shared_address(to + n)),
+                   "l"(slopes + column + n) : "memory");
+  }
+
   __device__ static float at(float4 slope, float logit) {
     return slope_at({slope.x, slope.y, slope.z, slope.w}, logit);
   }
@@ -24,14 +42,18 @@ struct Turn {
 
   // Two neighbours exchange what they have of two groups of eight tokens, so that each writes four in one piece.
   __device__ void operator()(const float (&sums)[128], int row, int column) const {
+    int warpgroup = threadIdx.x / 128 - 1;
     bool odd = threadIdx.x % 2;
+    const float4* kept = near(warpgroup) + column % kTileColumns;
+    asm volatile("cp.async.wait_all;" ::: "memory");
+    meet(warpgroup);
 #pragma unroll
     for (int i = 0; i < 32; i += 2) {
       float4 slopes[2][2];
 #pragma unroll
       for (int n = 0; n < 2; ++n)
 #pragma unroll
-        for (int j = 0; j < 2; ++j) slopes[n][j] = slopes_at(column + 8 * (i + n) + j);
+        for (int j = 0; j < 2; ++j) slopes[n][j] = kept[8 * (i + n) + j];
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
         unsigned pair[2];
@@ -47,8 +69,6 @@ struct Turn {
       }
     }
   }
-
-  __device__ float4 slopes_at(int token) const { return __ldg(slopes + token); }
 };
 
 // What the product needs of each token; 0 past the last one.

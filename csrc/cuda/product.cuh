@@ -40,7 +40,7 @@ __device__ inline Tile tile_of(const Plan& plan, int which, int rank) {
   return {(first + at % here) * kCluster + rank, plan.first_column + at / here};
 }
 
-// visit(sums, row, column) after the product of a tile: sums[4 * i + 2 * r + j] belongs to row + 8 * r and column +
+// visit.prepare(warpgroup, first column) before the product of a tile, visit(sums, row, column) after it: sums[4 * i + 2 * r + j] belongs to row + 8 * r and column +
 // 8 * i + j.
 template <int kCluster, typename Visit>
 __global__ void __launch_bounds__(kProductThreads, 1)
@@ -88,6 +88,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
     int lane = threadIdx.x % 32, second = threadIdx.x >= 256;
     float sums[128];
     for (int which = begin; which < count; which += apart) {
+      visit.prepare(second, tile_of<kCluster>(plan, which, rank).column * kTileColumns);
       int before = 0;
       for (int step = 0; step < plan.steps; ++step, ring.next()) {
         barrier_wait(full + 8 * ring.stage, ring.parity);

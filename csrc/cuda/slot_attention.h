@@ -7,7 +7,7 @@ namespace perilune {
 namespace cuda {
 
 // Keys of a slot are shared out in spans of this many, by their own number: neighbours and capacity change no bit.
-constexpr int64_t kSpan = 256;
+constexpr int64_t kSpan = 512;
 
 inline int64_t spans_of(int64_t capacity) { return (capacity + kSpan - 1) / kSpan; }
 

@@ -4,13 +4,15 @@ namespace perilune {
 namespace cuda {
 namespace {
 
-constexpr int kWarps = 4, kThreads = kWarps * 32, kKeys = 16, kHeads = 16, kStages = 2, kPad = 8;
+constexpr int kWarps = 4, kThreads = kWarps * 32, kKeys = 16, kHeads = 16, kPad = 8;
 
-// Bytes of keys or of values of one step of one warp, and of all that is under way in a block.
+// Steps of a warp that are under way, bytes of the keys or the values of one, bytes of all steps of a block.
+template <int kWidth>
+constexpr int kStages = kWidth > 64 ? 2 : 3;
 template <int kWidth>
 constexpr int kStepBytes = kKeys * kWidth * 2;
 template <int kWidth>
-constexpr int kBlockBytes = kWarps * kStages * 2 * kStepBytes<kWidth>;
+constexpr int kBlockBytes = kWarps * kStages<kWidth> * 2 * kStepBytes<kWidth>;
 
 // Where eight values lie: rows of eight such chunks would meet in the same banks if they were not shuffled.
 template <int kWidth>
@@ -73,13 +75,13 @@ __device__ inline float quad_sum(float value) {
 }
 
 // One block: one token, one span, up to sixteen query heads of one shared head, which meet each key once. A warp
-// takes every fourth step of sixteen keys and keeps the next step under way; the four parts are merged in order.
+// takes every fourth step of sixteen keys and keeps the next ones under way; the four parts are merged in order.
 template <int kWidth, bool whole>
-__global__ void __launch_bounds__(kThreads, kWidth > 64 ? (whole ? 3 : 2) : (whole ? 5 : 4))
+__global__ void __launch_bounds__(kThreads, kWidth > 64 ? (whole ? 3 : 2) : 4)
     attend_kernel(SlotAttention args, int64_t slots, float* workspace) {
   extern __shared__ __align__(128) char bytes[];
   __shared__ float maxima[kWarps][kHeads], totals[kWarps][kHeads];
-  constexpr int kBytes = kStepBytes<kWidth>;
+  constexpr int kBytes = kStepBytes<kWidth>, kAhead = kStages<kWidth>;
   let_follow();
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, size = int(args.head_size), group = lane / 4;
   int64_t token = blockIdx.x / args.shared_heads, shared = blockIdx.x % args.shared_heads, span = blockIdx.y;
@@ -93,11 +95,11 @@ __global__ void __launch_bounds__(kThreads, kWidth > 64 ? (whole ? 3 : 2) : (who
   int64_t base = (slot * args.capacity + first) * stride + shared * args.head_size;
   const auto* keys = static_cast<const __nv_bfloat16*>(args.keys) + base;
   const auto* values = static_cast<const __nv_bfloat16*>(args.values) + base;
-  char* own = bytes + warp * kStages * 2 * kBytes;
+  char* own = bytes + warp * kAhead * 2 * kBytes;
   int steps = max(0, (keys_here - warp * kKeys + kWarps * kKeys - 1) / (kWarps * kKeys));
   auto start = [&](int step) {
     int key = (step * kWarps + warp) * kKeys;
-    char* to = own + (step % kStages) * 2 * kBytes;
+    char* to = own + (step % kAhead) * 2 * kBytes;
     if (step < steps) {
       fetch<kWidth, whole>(to, keys + key * stride, stride, keys_here - key, size, lane);
       fetch<kWidth, whole>(to + kBytes, values + key * stride, stride, keys_here - key, size, lane);
@@ -105,7 +107,7 @@ __global__ void __launch_bounds__(kThreads, kWidth > 64 ? (whole ? 3 : 2) : (who
     asm volatile("cp.async.commit_group;");
   };
 #pragma unroll
-  for (int step = 0; step < kStages; ++step) start(step);
+  for (int step = 0; step < kAhead; ++step) start(step);
 
   unsigned query[kWidth / 16][4];
   const auto* queries = reinterpret_cast<const uint16_t*>(args.query) + (token * args.heads + head) * size;
@@ -126,9 +128,9 @@ __global__ void __launch_bounds__(kThreads, kWidth > 64 ? (whole ? 3 : 2) : (who
     for (int j = 0; j < 4; ++j) sums[n][j] = 0.0f;
 
   for (int step = 0; step < steps; ++step) {
-    asm volatile("cp.async.wait_group %0;" ::"n"(kStages - 1) : "memory");
+    asm volatile("cp.async.wait_group %0;" ::"n"(kAhead - 1) : "memory");
     __syncwarp();
-    const char* from = own + (step % kStages) * 2 * kBytes;
+    const char* from = own + (step % kAhead) * 2 * kBytes;
     int left = keys_here - (step * kWarps + warp) * kKeys;
     float scores[2][4] = {};
 #pragma unroll
@@ -178,7 +180,7 @@ __global__ void __launch_bounds__(kThreads, kWidth > 64 ? (whole ? 3 : 2) : (who
       }
     }
     __syncwarp();
-    start(step + kStages);
+    start(step + kAhead);
   }
 
   asm volatile("cp.async.wait_group 0;" ::: "memory");
