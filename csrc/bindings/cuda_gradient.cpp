@@ -17,13 +17,15 @@ Tensor logit_gradient(const Tensor& hidden, const Tensor& weight, const Tensor& 
                       int64_t start) {
   Call call({{"hidden", hidden}, {"weight", weight}, {"target", target}, {"statistics", statistics}});
   Dtype dtype = cuda_dtype_of(hidden, "hidden");
-  Tensor x = settled(hidden), w = settled(weight), y = target.contiguous(), columns = statistics.contiguous();
+  bool fused = fused_takes(hidden);
+  Tensor x = settled(hidden, fused), w = settled(weight, fused);
+  Tensor y = target.contiguous(), columns = statistics.contiguous();
   int64_t tokens = x.size(0), rows = w.size(0);
   int64_t pitch = (tokens + 7) / 8 * 8;
   Tensor filled = at::empty({rows, pitch}, hidden.options());
   Tensor out = filled.narrow(1, 0, tokens);
   if (!tokens) return out;
-  if (fused_takes(x)) {
+  if (fused) {
     Tensor workspace = at::empty({cuda::fused_workspace(tokens)}, hidden.options().dtype(at::kFloat));
     Call::check(cuda::fused_gradient(rows_of(x, 0, tokens, w),
                                      {y.const_data_ptr<int64_t>(), columns.const_data_ptr<float>(),

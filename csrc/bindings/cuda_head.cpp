@@ -119,15 +119,15 @@ void walk_all(const Tensor& hidden, int64_t first, int64_t count, const Tensor& 
 
 bool cuda_few_agree(const Tensor& hidden, const Tensor& weight) {
   Call call({{"hidden", hidden}, {"weight", weight}});
-  return few_agree(hidden, settled(weight), call);
+  return few_agree(hidden, settled(weight, false), call);
 }
 
 std::tuple<Tensor, Tensor, Tensor> token_logprob(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                                  const Tensor& scale, bool want_entropy) {
   Call call({{"hidden", hidden}, {"weight", weight}, {"target", target}, {"scale", scale}});
   cuda_dtype_of(hidden, "hidden");
-  Tensor x = settled(hidden), w = settled(weight), y = target.contiguous(), s = scale.contiguous();
-  bool fused = fused_takes(x);
+  bool fused = fused_takes(hidden);
+  Tensor x = settled(hidden, fused), w = settled(weight, fused), y = target.contiguous(), s = scale.contiguous();
   int64_t tokens = x.size(0), slabs = fused ? cuda::fused_slabs_of(w.size(0)) : cuda::slabs_of(w.size(0));
   auto floats = hidden.options().dtype(at::kFloat);
   Tensor logprob = at::empty({tokens}, floats), lse = at::empty_like(logprob);
@@ -180,9 +180,9 @@ std::tuple<Tensor, Tensor> sample(const Tensor& hidden, const Tensor& weight, co
   Call call({{"hidden", hidden}, {"weight", weight}, {"temperature", temperature}, {"key", key},
              {"position", position}});
   cuda_dtype_of(hidden, "hidden");
-  Tensor x = settled(hidden), w = settled(weight), heat = temperature.contiguous();
+  bool fused = fused_takes(hidden);
+  Tensor x = settled(hidden, fused), w = settled(weight, fused), heat = temperature.contiguous();
   Tensor keys = key.contiguous(), positions = position.contiguous();
-  bool fused = fused_takes(x);
   int64_t tokens = x.size(0), vocabulary = w.size(0), most = std::min(tokens, kChunkRows);
   int64_t drawn = cuda::slabs_of(vocabulary), slabs = fused ? cuda::fused_slabs_of(vocabulary) : drawn;
   auto floats = hidden.options().dtype(at::kFloat);

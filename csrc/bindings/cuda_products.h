@@ -31,10 +31,10 @@ inline void multiply(Tensor& out, const Tensor& left, const Tensor& right) {
   else at::mm_out(out, left, right, at::kFloat);
 }
 
-// Contiguous, and on the boundary that the library's choice of a kernel may depend on.
-inline Tensor settled(const Tensor& tensor) {
+// Contiguous, and on a boundary: copies of tiles need 16 bytes; the library's choice of a kernel may depend on more.
+inline Tensor settled(const Tensor& tensor, bool fused) {
   Tensor whole = tensor.contiguous();
-  return reinterpret_cast<uintptr_t>(whole.const_data_ptr()) % 256 == 0 ? whole : whole.clone();
+  return reinterpret_cast<uintptr_t>(whole.const_data_ptr()) % (fused ? 16 : 256) == 0 ? whole : whole.clone();
 }
 
 }  // namespace perilune

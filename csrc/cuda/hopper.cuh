@@ -84,6 +84,12 @@ __device__ inline void add_products(float (&sums)[128], uint64_t left, uint64_t 
 #undef FOUR
 }
 
+// Sums are what they are from here on: nothing that reads them may be moved to before the wait.
+__device__ inline void settle(float (&sums)[128]) {
+#pragma unroll
+  for (int i = 0; i < 128; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
 #endif
 
 }  // namespace cuda

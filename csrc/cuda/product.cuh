@@ -40,8 +40,8 @@ __device__ inline Tile tile_of(const Plan& plan, int which, int rank) {
   return {(first + at % here) * kCluster + rank, plan.first_column + at / here};
 }
 
-// visit.prepare(warpgroup, first column) before the product of a tile, visit(sums, row, column) after it: sums[4 * i + 2 * r + j] belongs to row + 8 * r and column +
-// 8 * i + j.
+// visit.prepare(warpgroup, first column) before the product of a tile, visit(sums, row, column) after it: sums[4 * i +
+// 2 * r + j] belongs to row + 8 * r and column + 8 * i + j.
 template <int kCluster, typename Visit>
 __global__ void __launch_bounds__(kProductThreads, 1)
     product_kernel(const __grid_constant__ CUtensorMap left, const __grid_constant__ CUtensorMap right, Plan plan,
@@ -105,6 +105,7 @@ __global__ void __launch_bounds__(kProductThreads, 1)
         before = ring.stage;
       }
       products_wait<0>();
+      settle(sums);
       if (lane < kCluster) barrier_arrive(empty + 8 * before, lane);
       Tile tile = tile_of<kCluster>(plan, which, rank);
       int row = tile.row * kTileRows + second * 64 + threadIdx.x / 32 % 4 * 16 + lane / 4;

@@ -49,7 +49,7 @@ __device__ inline float uniform(uint32_t word) {
 }
 
 // -log(-log1p(-x)) <= -log(x): one quick logarithm bounds the noise. The best bound of each lane is scored in fp32, and
-// only candidates whose bound reaches the best of these, less a margin wider than a tie, pay for two logarithms in fp64.
+// only candidates whose bound reaches the best of these, less a margin wider than a tie, pay for two in fp64.
 __global__ void __launch_bounds__(kWarps * 32)
     draw_kernel(Block block, const float* temperature, const int64_t* key, const int64_t* position, Draw* draws) {
   int lane = threadIdx.x & 31;

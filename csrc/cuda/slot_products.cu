@@ -156,7 +156,7 @@ __global__ void __launch_bounds__(kThreads, kWidth > 64 ? (whole ? 3 : 2) : 4)
       maximum[r] = now;
       total[r] *= keep[r];
     }
-    // Weights keep sixteen digits: what bfloat16 leaves of them is a second product.
+    // Weights keep sixteen bits: what bfloat16 leaves of them is a second product.
     unsigned high[4], low[4];
 #pragma unroll
     for (int j = 0; j < 4; ++j) {

@@ -106,6 +106,16 @@ def test_gradients_over_several_steps(tokens: int) -> None:
 
 
 @pytest.mark.usefixtures("way")
+def test_an_address_changes_no_bit() -> None:
+    hidden, weight, target, scale = problem(300, 1000, 72, torch.bfloat16)
+    expected = token_logprob(hidden, weight, target, scale)
+    for offset in (1, 8):
+        moved = [torch.empty(x.numel() + offset, dtype=x.dtype)[offset:].view_as(x).copy_(x) for x in (hidden, weight)]
+        for got, values in zip(token_logprob(*moved, target, scale), expected, strict=True):
+            assert torch.equal(got, values)
+
+
+@pytest.mark.usefixtures("way")
 def test_a_target_out_of_range_is_nan_and_reads_nothing() -> None:
     hidden, weight, target, scale = problem(5, 151, 64, torch.bfloat16)
     target[1], target[3] = -1, 151
