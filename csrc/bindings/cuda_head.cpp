@@ -1,13 +1,13 @@
-// Ops over an output head on a GPU: matrix products by the library, everything after them by csrc/cuda/head.h.
+// Ops over an output head on a GPU. Where csrc/cuda/fused.h runs, logits are reduced before they leave the registers.
+// Elsewhere the library multiplies and csrc/cuda/head.h does the rest.
 //
-// Logits of some rows and some vocabulary entries are made in fp32 in one small workspace that stays in the second
-// level cache, and reduced at once. A product has one of two shapes, whatever the number of tokens: rows are filled
-// up with zeros. So the library runs the same kernel for a token wherever it stands and whoever its neighbours are.
-#include <ATen/Context.h>
+// For the library, logits of some rows and some vocabulary entries are made in fp32 in one small workspace that stays
+// in the second level cache, and reduced at once. A product has one of two shapes, whatever the number of tokens: rows
+// are filled up with zeros. So the library runs the same kernel for a token wherever it stands and whoever its
+// neighbours are.
 #include <ATen/ops/arange.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/full.h>
-#include <ATen/ops/mm.h>
 #include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 
@@ -18,11 +18,12 @@
 #include <tuple>
 #include <vector>
 
-#include "../cuda/head.h"
-#include "../cuda/logits.h"
-#include "cuda.h"
+#include "cuda_products.h"
 
 namespace perilune {
+
+bool fused_wanted = true;
+
 namespace {
 
 using cuda::Block;
@@ -35,34 +36,14 @@ struct Tiling {
 };
 
 // 8 Mi logits each. The second serves decoding and the end of a batch, where the first would mostly multiply zeros.
-Tiling many = {1024, 8192}, few = {128, 65536};
-constexpr int64_t kChunkRows = 8192;        // bounds the partial sums that are kept
-int64_t gradient_logits = 1 << 23;          // of one product of the backward
+constexpr Tiling many = {1024, 8192}, few = {128, 65536};
+constexpr int64_t kChunkRows = 8192;      // bounds the partial sums that are kept
+constexpr int64_t kKeptLogits = 1 << 24;  // that draws read again: about what the second level cache holds
 
-// For measuring. Other tilings may give other last bits.
-void set_cuda_tiling(int64_t rows, int64_t columns, int64_t few_rows, int64_t few_columns, int64_t backward) {
-  for (int64_t value : {columns, few_columns})
-    TORCH_CHECK_VALUE(value > 0 && value % cuda::kSlab == 0, "columns: expected a multiple of ", cuda::kSlab,
-                      ", got ", value);
-  for (int64_t value : {rows, few_rows})
-    TORCH_CHECK_VALUE(value > 0 && value % 128 == 0, "rows: expected a multiple of 128, got ", value);
-  many = {rows, columns};
-  TORCH_CHECK_VALUE(backward > 0, "backward: expected a number of logits above 0, got ", backward);
-  few = {few_rows, few_columns};
-  gradient_logits = backward;
-}
-
-// out = left @ right in fp32; fp32 factors are not shortened to tf32 whatever the process allows.
-void multiply(Tensor& out, const Tensor& left, const Tensor& right) {
-  at::NoTF32Guard whole_digits;
-  if (left.scalar_type() == at::kFloat) at::mm_out(out, left, right);
-  else at::mm_out(out, left, right, at::kFloat);
-}
-
-// Contiguous, and on the boundary that the library's choice of a kernel may depend on.
-Tensor settled(const Tensor& tensor) {
-  Tensor whole = tensor.contiguous();
-  return reinterpret_cast<uintptr_t>(whole.const_data_ptr()) % 256 == 0 ? whole : whole.clone();
+// For measuring and tests: whether csrc/cuda/fused.h serves where it can. The last bits of the two ways differ.
+bool set_cuda_fused(bool wanted) {
+  std::swap(fused_wanted, wanted);
+  return wanted;
 }
 
 Tensor tile_of(const Tensor& hidden, int64_t first, int64_t count, int64_t rows) {
@@ -99,9 +80,8 @@ void walk(const Tensor& hidden, int64_t first, int64_t count, const Tensor& weig
 // of 128 made-up rows is compared. Waits for the device, once for each shape.
 bool few_agree(const Tensor& hidden, const Tensor& weight, const Call& call) {
   static std::mutex mutex;
-  static std::map<std::tuple<int, int, int64_t, int64_t, int64_t, int64_t, int64_t, int64_t>, bool> known;
-  auto key = std::make_tuple(int(hidden.get_device()), int(hidden.scalar_type()), weight.size(0), weight.size(1),
-                             many.rows, many.columns, few.rows, few.columns);
+  static std::map<std::tuple<int, int, int64_t, int64_t>, bool> known;
+  auto key = std::make_tuple(int(hidden.get_device()), int(hidden.scalar_type()), weight.size(0), weight.size(1));
   {
     std::lock_guard<std::mutex> lock(mutex);
     auto found = known.find(key);
@@ -139,15 +119,16 @@ void walk_all(const Tensor& hidden, int64_t first, int64_t count, const Tensor& 
 
 bool cuda_few_agree(const Tensor& hidden, const Tensor& weight) {
   Call call({{"hidden", hidden}, {"weight", weight}});
-  return few_agree(hidden, settled(weight), call);
+  return few_agree(hidden, settled(weight, false), call);
 }
 
 std::tuple<Tensor, Tensor, Tensor> token_logprob(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                                  const Tensor& scale, bool want_entropy) {
   Call call({{"hidden", hidden}, {"weight", weight}, {"target", target}, {"scale", scale}});
   cuda_dtype_of(hidden, "hidden");
-  Tensor x = settled(hidden), w = settled(weight), y = target.contiguous(), s = scale.contiguous();
-  int64_t tokens = x.size(0), slabs = cuda::slabs_of(w.size(0));
+  bool fused = fused_takes(hidden);
+  Tensor x = settled(hidden, fused), w = settled(weight, fused), y = target.contiguous(), s = scale.contiguous();
+  int64_t tokens = x.size(0), slabs = fused ? cuda::fused_slabs_of(w.size(0)) : cuda::slabs_of(w.size(0));
   auto floats = hidden.options().dtype(at::kFloat);
   Tensor logprob = at::empty({tokens}, floats), lse = at::empty_like(logprob);
   Tensor entropy = want_entropy ? at::empty_like(logprob) : at::zeros({tokens}, floats);
@@ -157,10 +138,18 @@ std::tuple<Tensor, Tensor, Tensor> token_logprob(const Tensor& hidden, const Ten
   auto* partials = static_cast<Partial*>(kept.mutable_data_ptr());
   for (int64_t first = 0; first < tokens; first += kChunkRows) {
     int64_t count = std::min(kChunkRows, tokens - first);
-    walk_all(x, first, count, w, s.const_data_ptr<float>(), call, [&](const Block& block, int64_t row) {
-      Call::check(cuda::stats(block, y.const_data_ptr<int64_t>() + row, partials + (row - first) * slabs,
-                              chosen.mutable_data_ptr<float>() + row, call.stream()), "stats");
-    });
+    const float* factors = s.const_data_ptr<float>();
+    const int64_t* targets = y.const_data_ptr<int64_t>();
+    float* hits = chosen.mutable_data_ptr<float>();
+    if (fused) {
+      Call::check(cuda::fused_stats(rows_of(x, first, count, w), {factors + first, targets + first, partials,
+                                    hits + first, nullptr, 0, 0, slabs}, call.stream()), "fused_stats");
+    } else {
+      walk_all(x, first, count, w, factors, call, [&](const Block& block, int64_t row) {
+        Call::check(cuda::stats(block, targets + row, partials + (row - first) * slabs, hits + row, call.stream()),
+                    "stats");
+      });
+    }
     Call::check(cuda::finish(partials, chosen.const_data_ptr<float>() + first, count, slabs,
                              logprob.mutable_data_ptr<float>() + first,
                              want_entropy ? entropy.mutable_data_ptr<float>() + first : nullptr,
@@ -169,32 +158,60 @@ std::tuple<Tensor, Tensor, Tensor> token_logprob(const Tensor& hidden, const Ten
   return {logprob, entropy, lse};
 }
 
+// Logits of some vocabulary entries at a time, their partial sums made on the way, for visit(block).
+template <typename Visit>
+void walk_fused(const Tensor& hidden, int64_t first, int64_t count, const Tensor& weight, const float* scale,
+                Partial* partials, const Call& call, Visit visit) {
+  int64_t vocabulary = weight.size(0), per_block = cuda::kSlab / cuda::kFusedSlab;
+  int64_t most = std::max<int64_t>(1, kKeptLogits / std::max<int64_t>(count, 1) / cuda::kSlab);
+  int64_t columns = std::min(most, cuda::slabs_of(vocabulary)) * cuda::kSlab;
+  Tensor logits = at::empty({count, columns}, hidden.options().dtype(at::kFloat));
+  float* to = logits.mutable_data_ptr<float>();
+  for (int64_t start = 0; start < vocabulary; start += columns) {
+    int64_t here = std::min(columns, vocabulary - start), slab = start / cuda::kSlab * per_block;
+    Call::check(cuda::fused_stats(rows_of(hidden, first, count, weight), {scale, nullptr, partials, nullptr, to,
+                                  columns, slab, cuda::fused_slabs_of(here)}, call.stream()), "fused_stats");
+    visit(Block{to, columns, count, here, start, scale, cuda::slabs_of(vocabulary)});
+  }
+}
+
 std::tuple<Tensor, Tensor> sample(const Tensor& hidden, const Tensor& weight, const Tensor& temperature,
                                   const Tensor& key, const Tensor& position) {
   Call call({{"hidden", hidden}, {"weight", weight}, {"temperature", temperature}, {"key", key},
              {"position", position}});
   cuda_dtype_of(hidden, "hidden");
-  Tensor x = settled(hidden), w = settled(weight), heat = temperature.contiguous();
+  bool fused = fused_takes(hidden);
+  Tensor x = settled(hidden, fused), w = settled(weight, fused), heat = temperature.contiguous();
   Tensor keys = key.contiguous(), positions = position.contiguous();
-  int64_t tokens = x.size(0), slabs = cuda::slabs_of(w.size(0)), most = std::min(tokens, kChunkRows);
+  int64_t tokens = x.size(0), vocabulary = w.size(0), most = std::min(tokens, kChunkRows);
+  int64_t drawn = cuda::slabs_of(vocabulary), slabs = fused ? cuda::fused_slabs_of(vocabulary) : drawn;
   auto floats = hidden.options().dtype(at::kFloat);
   Tensor token = at::empty({tokens}, key.options()), logprob = at::empty({tokens}, floats);
   Tensor scale = at::empty_like(logprob), chosen = at::empty_like(logprob);
-  Tensor kept = at::empty({most, slabs, 4}, floats), best = at::empty({most, slabs, 4}, floats);
+  Tensor kept = at::empty({most, slabs, 4}, floats), best = at::empty({most, drawn, 4}, floats);
   auto* partials = static_cast<Partial*>(kept.mutable_data_ptr());
   auto* draws = static_cast<Draw*>(best.mutable_data_ptr());
   Call::check(cuda::scales(heat.const_data_ptr<float>(), tokens, scale.mutable_data_ptr<float>(), call.stream()),
               "scales");
+  const float* factors = scale.const_data_ptr<float>();
   for (int64_t first = 0; first < tokens; first += kChunkRows) {
     int64_t count = std::min(kChunkRows, tokens - first);
-    walk_all(x, first, count, w, scale.const_data_ptr<float>(), call, [&](const Block& block, int64_t row) {
-      int64_t at = (row - first) * slabs;
-      Call::check(cuda::stats(block, nullptr, partials + at, nullptr, call.stream()), "stats");
+    auto draw = [&](const Block& block, int64_t row) {
       Call::check(cuda::draw(block, heat.const_data_ptr<float>() + row, keys.const_data_ptr<int64_t>() + row,
-                             positions.const_data_ptr<int64_t>() + row, draws + at, call.stream()), "draw");
-    });
+                             positions.const_data_ptr<int64_t>() + row, draws + (row - first) * drawn,
+                             call.stream()), "draw");
+    };
+    if (fused) {
+      walk_fused(x, first, count, w, factors + first, partials, call,
+                 [&](const Block& block) { draw(block, first); });
+    } else {
+      walk_all(x, first, count, w, factors, call, [&](const Block& block, int64_t row) {
+        Call::check(cuda::stats(block, nullptr, partials + (row - first) * slabs, nullptr, call.stream()), "stats");
+        draw(block, row);
+      });
+    }
     float* own = chosen.mutable_data_ptr<float>() + first;
-    Call::check(cuda::finish_draw(draws, count, slabs, token.mutable_data_ptr<int64_t>() + first, own,
+    Call::check(cuda::finish_draw(draws, count, drawn, token.mutable_data_ptr<int64_t>() + first, own,
                                   call.stream()), "finish_draw");
     Call::check(cuda::finish(partials, own, count, slabs, logprob.mutable_data_ptr<float>() + first, nullptr, nullptr,
                              call.stream()), "finish");
@@ -202,71 +219,15 @@ std::tuple<Tensor, Tensor> sample(const Tensor& hidden, const Tensor& weight, co
   return {token, logprob};
 }
 
-// Rows of the result lie a multiple of eight tokens apart: the products that take it are slow with others. What lies
-// between them is 0, for a library may multiply it by the zeros that it fills up with itself.
-Tensor logit_gradient(const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& statistics,
-                      int64_t start) {
-  Call call({{"hidden", hidden}, {"weight", weight}, {"target", target}, {"statistics", statistics}});
-  Dtype dtype = cuda_dtype_of(hidden, "hidden");
-  Tensor x = hidden.contiguous(), w = weight.contiguous(), y = target.contiguous(), columns = statistics.contiguous();
-  int64_t tokens = x.size(0), rows = w.size(0);
-  int64_t pitch = (tokens + 7) / 8 * 8;
-  Tensor filled = at::empty({rows, pitch}, hidden.options());
-  if (pitch != tokens) filled.zero_();
-  Tensor out = filled.narrow(1, 0, tokens);
-  if (!tokens) return out;
-  int64_t step = std::min(rows, std::max<int64_t>(128, gradient_logits / pitch / 128 * 128));
-  Tensor logits = at::empty({step, pitch}, hidden.options().dtype(at::kFloat)).narrow(1, 0, tokens), states = x.t();
-  char* to = static_cast<char*>(out.mutable_data_ptr());
-  for (int64_t row = 0; row < rows; row += step) {
-    int64_t here = std::min(step, rows - row);
-    Tensor part = logits.narrow(0, 0, here);
-    multiply(part, w.narrow(0, row, here), states);
-    Call::check(cuda::gradient({logits.const_data_ptr<float>(), y.const_data_ptr<int64_t>(),
-                                columns.const_data_ptr<float>(), to + row * pitch * int64_t(out.element_size()),
-                                here, tokens, pitch, start + row, dtype}, call.stream()), "gradient");
-  }
-  return out;
-}
-
-cuda::Logits logits_of(const Tensor& logits, const Tensor& target) {
-  return {logits.const_data_ptr(), logits.stride(0), logits.size(0), logits.size(1),
-          cuda_dtype_of(logits, "logits"), target.const_data_ptr<int64_t>()};
-}
-
-std::tuple<Tensor, Tensor, Tensor> logits_logprob(const Tensor& logits, const Tensor& target, const Tensor& scale) {
-  Call call({{"logits", logits}, {"target", target}, {"scale", scale}});
-  Tensor z = logits.stride(1) == 1 ? logits : logits.contiguous(), y = target.contiguous(), s = scale.contiguous();
-  Tensor logprob = at::empty({z.size(0)}, logits.options().dtype(at::kFloat));
-  Tensor entropy = at::empty_like(logprob), lse = at::empty_like(logprob);
-  Call::check(cuda::logits_logprob(logits_of(z, y), s.const_data_ptr<float>(), logprob.mutable_data_ptr<float>(),
-                                   entropy.mutable_data_ptr<float>(), lse.mutable_data_ptr<float>(), call.stream()),
-              "logits_logprob");
-  return {logprob, entropy, lse};
-}
-
-Tensor logits_gradient(const Tensor& logits, const Tensor& target, const Tensor& statistics) {
-  Call call({{"logits", logits}, {"target", target}, {"statistics", statistics}});
-  Tensor z = logits.stride(1) == 1 ? logits : logits.contiguous(), y = target.contiguous();
-  Tensor columns = statistics.contiguous(), out = at::empty(z.sizes(), logits.options());
-  Call::check(cuda::logits_gradient(logits_of(z, y), columns.const_data_ptr<float>(), out.mutable_data_ptr(),
-                                    call.stream()), "logits_gradient");
-  return out;
-}
-
 }  // namespace
 }  // namespace perilune
 
 TORCH_LIBRARY_FRAGMENT(perilune, m) {
-  m.def("set_cuda_tiling(int rows, int columns, int few_rows, int few_columns, int backward) -> ()",
-        &perilune::set_cuda_tiling);
+  m.def("set_cuda_fused(bool wanted) -> bool", &perilune::set_cuda_fused);
   m.def("cuda_few_agree(Tensor hidden, Tensor weight) -> bool", &perilune::cuda_few_agree);
 }
 
 TORCH_LIBRARY_IMPL(perilune, CUDA, m) {
   m.impl("token_logprob", &perilune::token_logprob);
-  m.impl("logit_gradient", &perilune::logit_gradient);
   m.impl("sample", &perilune::sample);
-  m.impl("logits_logprob", &perilune::logits_logprob);
-  m.impl("logits_gradient", &perilune::logits_gradient);
 }

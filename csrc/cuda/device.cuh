@@ -85,6 +85,10 @@ __device__ inline void store_some(T* to, int64_t left, const float (&from)[8]) {
     if (i < left) to[i] = narrow<T>(from[i]);
 }
 
+__device__ inline unsigned shared_address(const void* pointer) {
+  return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
+}
+
 // The same value in every lane: the two sides of each exchange add the same two numbers.
 template <typename T>
 __device__ inline T warp_sum(T value) {
@@ -103,6 +107,20 @@ __device__ inline double warp_max(double value) {
 #pragma unroll
   for (int apart = 16; apart; apart >>= 1) value = fmax(value, __shfl_xor_sync(kWarp, value, apart));
   return value;
+}
+
+// From here on the next kernel of the stream may start, if it was launched to follow; it waits in follow().
+__device__ inline void let_follow() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+
+// Until all that came before in the stream is done and seen.
+__device__ inline void follow() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
 }
 
 inline bool aligned(const void* pointer, int64_t pitch_bytes) {

@@ -33,9 +33,9 @@ __device__ inline float slope_at(const Slope& slope, float logit) {
 }
 
 // 1 - p loses its digits as p nears 1; expm1 of the forward's own log-probability keeps them.
-__device__ inline float on_target(const float* statistics, int64_t pitch, float logit) {
-  float scale = statistics[0], logprob = logprob_of(logit, scale, statistics[pitch]);
-  float own = -expm1f(statistics[3 * pitch]) * statistics[4 * pitch];
+__device__ inline float on_target(const float* statistics, int64_t pitch) {
+  float scale = statistics[0], logprob = statistics[3 * pitch];
+  float own = -expm1f(logprob) * statistics[4 * pitch];
   float rest = statistics[6 * pitch] - statistics[5 * pitch] * (logprob + statistics[2 * pitch]);
   return scale * (own + __expf(logprob) * rest);
 }

@@ -78,34 +78,81 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (lse) lse[row] = float(maximum + normaliser);
 }
 
-constexpr int kColumns = 8, kGradientThreads = 128, kGradientRows = 8;
+constexpr int kColumns = 4, kGradientThreads = 128, kGradientRows = 32, kAtOnce = 4;
 
-// A thread keeps the statistics of eight tokens and walks down some vocabulary rows.
+// One statistic of up to four tokens.
+__device__ inline void load_statistic(const float* from, int left, bool even, float (&to)[kColumns]) {
+  if (even) {
+    float4 four = *reinterpret_cast<const float4*>(from);
+    to[0] = four.x, to[1] = four.y, to[2] = four.z, to[3] = four.w;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kColumns; ++i) to[i] = from[i < left ? i : 0];
+}
+
+__device__ inline void store_four(float* to, const float (&from)[4]) {
+  *reinterpret_cast<float4*>(to) = make_float4(from[0], from[1], from[2], from[3]);
+}
+
+__device__ inline void store_four(__nv_bfloat16* to, const float (&from)[4]) {
+  __nv_bfloat162 low = __floats2bfloat162_rn(from[0], from[1]), high = __floats2bfloat162_rn(from[2], from[3]);
+  *reinterpret_cast<uint2*>(to) = make_uint2(reinterpret_cast<unsigned&>(low), reinterpret_cast<unsigned&>(high));
+}
+
+// A thread keeps the statistics of four tokens and walks down some vocabulary rows, several of them under way.
 template <bool whole, typename T>
-__global__ void __launch_bounds__(kGradientThreads) gradient_kernel(LogitGradient args) {
+__global__ void __launch_bounds__(kGradientThreads) gradient_kernel(LogitGradient args, bool even) {
   int64_t token = (int64_t(blockIdx.x) * kGradientThreads + threadIdx.x) * kColumns;
-  int64_t left = args.tokens - token;
-  if (left <= 0) return;
+  if (token >= args.tokens) return;
+  int left = int(min(int64_t(kColumns), args.tokens - token));
   int64_t row = int64_t(blockIdx.y) * kGradientRows, end = min(row + kGradientRows, args.rows);
   T* out = static_cast<T*>(args.out);
+  float own[7][kColumns];
+#pragma unroll
+  for (int k = 0; k < 7; ++k) load_statistic(args.statistics + k * args.tokens + token, left, even, own[k]);
   Slope slopes[kColumns];
 #pragma unroll
-  for (int i = 0; i < kColumns; ++i)
-    slopes[i] = slope_of(args.statistics + (i < left ? token + i : token), args.tokens);
-  for (int64_t r = row; r < end; ++r) {
-    int64_t at = r * args.pitch + token;
-    float values[kColumns];
-    load_some<whole>(args.logits + at, left, 0.0f, values);
+  for (int i = 0; i < kColumns; ++i) {
+    float column[7];
 #pragma unroll
-    for (int i = 0; i < kColumns; ++i) values[i] = slope_at(slopes[i], values[i]);
-    store_some<whole>(out + at, left, values);
+    for (int k = 0; k < 7; ++k) column[k] = own[k][i];
+    slopes[i] = slope_of(column, 1);
+  }
+  for (int64_t r = row; r < end; r += kAtOnce) {
+    float values[kAtOnce][kColumns];
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      const float* from = args.logits + min(r + n, end - 1) * args.pitch + token;
+      if (whole && left == kColumns) {
+        float4 four = __ldcs(reinterpret_cast<const float4*>(from));
+        values[n][0] = four.x, values[n][1] = four.y, values[n][2] = four.z, values[n][3] = four.w;
+      } else {
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i) values[n][i] = i < left ? from[i] : 0.0f;
+      }
+    }
+#pragma unroll
+    for (int n = 0; n < kAtOnce; ++n) {
+      if (r + n >= end) break;
+#pragma unroll
+      for (int i = 0; i < kColumns; ++i) values[n][i] = slope_at(slopes[i], values[n][i]);
+      T* to = out + (r + n) * args.pitch + token;
+      if (whole && left == kColumns) {
+        store_four(to, values[n]);
+      } else {
+#pragma unroll
+        for (int i = 0; i < kColumns; ++i)
+          if (i < left) to[i] = narrow<T>(values[n][i]);
+      }
+    }
   }
 #pragma unroll 1
-  for (int64_t t = token; t < token + min(left, int64_t(kColumns)); ++t) {
+  for (int64_t t = token; t < token + left; ++t) {
     int64_t hit = args.target[t] - args.start;
     if (hit < row || hit >= end) continue;
     int64_t at = hit * args.pitch + t;
-    out[at] = narrow<T>(on_target(args.statistics + t, args.tokens, args.logits[at]));
+    out[at] = narrow<T>(on_target(args.statistics + t, args.tokens));
   }
 }
 
@@ -114,7 +161,7 @@ void launch_gradient(const LogitGradient& args, Stream stream) {
   dim3 grid(parts(args.tokens, kGradientThreads * kColumns), parts(args.rows, kGradientRows));
   bool whole = aligned(args.logits, args.pitch * 4) && aligned(args.out, args.pitch * int64_t(sizeof(T)));
   auto kernel = whole ? gradient_kernel<true, T> : gradient_kernel<false, T>;
-  kernel<<<grid, kGradientThreads, 0, stream_of(stream)>>>(args);
+  kernel<<<grid, kGradientThreads, 0, stream_of(stream)>>>(args, aligned(args.statistics, args.tokens * 4));
 }
 
 }  // namespace

@@ -87,7 +87,7 @@ __global__ void __launch_bounds__(kGradientThreads)
     T* to = out + row * args.vocabulary;
     store_some<whole>(to + at, left, values);
     if (target >= at && target < at + min(left, int64_t(kChunk)))
-      to[target] = narrow<T>(on_target(statistics + row, args.tokens, wide(logits[target])));
+      to[target] = narrow<T>(on_target(statistics + row, args.tokens));
   }
 }
 

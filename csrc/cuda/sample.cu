@@ -42,8 +42,14 @@ __device__ inline Draw warp_best(Draw best) {
   return best;
 }
 
-// -log(-log1p(-x)) <= -log(x) <= -floor(log2(x)) * ln(2): an exponent bounds the noise, and only candidates whose
-// bound reaches the best score so far of their warp pay for two logarithms in fp64. The margin is wider than a tie.
+// The uniform of a word lies in (0, 1).
+__device__ inline float uniform(uint32_t word) {
+  float x = __fadd_rn(__fmul_rn(__uint2float_rn(word), 0x1p-32f), 0x1p-33f);
+  return fminf(x, 1.0f - 0x1p-24f);
+}
+
+// -log(-log1p(-x)) <= -log(x): one quick logarithm bounds the noise. The best bound of each lane is scored in fp32, and
+// only candidates whose bound reaches the best of these, less a margin wider than a tie, pay for two in fp64.
 __global__ void __launch_bounds__(kWarps * 32)
     draw_kernel(Block block, const float* temperature, const int64_t* key, const int64_t* position, Draw* draws) {
   int lane = threadIdx.x & 31;
@@ -51,30 +57,51 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (first >= block.columns) return;
   int count = int(min(kSlab, block.columns - first));
   const float* logits = block.logits + row * block.pitch + first;
-  float scale = block.scale[row], threshold = -INFINITY;
+  float scale = block.scale[row], bounds[32], top = -INFINITY, top_x = 0.5f, top_logit = 0.0f;
   bool greedy = temperature[row] == 0.0f;
   uint64_t own_key = uint64_t(key[row]), own_position = uint64_t(position[row]);
-  Draw best = {-INFINITY, 0, NAN};
+#pragma unroll
   for (int i = 0; i < 8; ++i) {
     int at = (i * 32 + lane) * 4;
-    int32_t index = int32_t(block.start + first) + at;
-    Counter counter = greedy ? Counter{} : philox(uint32_t(index) / 4, own_position, own_key);
+    Counter counter = philox(uint32_t(block.start + first + at) / 4, own_position, own_key);
+    float four[4] = {};
+    if (at + 4 <= count) {
+      float4 loaded = *reinterpret_cast<const float4*>(logits + at);
+      four[0] = loaded.x, four[1] = loaded.y, four[2] = loaded.z, four[3] = loaded.w;
+    } else {
+#pragma unroll
+      for (int j = 0; j < 4; ++j)
+        if (at + j < count) four[j] = logits[at + j];
+    }
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
-      if (at + j >= count) continue;
-      float logit = __fmul_rn(logits[at + j], scale);
-      float x = __fadd_rn(__fmul_rn(__uint2float_rn(counter.words[j]), 0x1p-32f), 0x1p-33f);
-      x = fminf(x, 1.0f - 0x1p-24f);
-      int exponent = (__float_as_int(x) >> 23) - 127;
-      float bound = greedy ? logit : logit - float(exponent) * 0.693147181f;
-      if (!(bound > threshold)) continue;
-      double score = logit;
-      if (!greedy) score -= log(-log1p(-double(x)));
-      if (!better(score, index + j, best)) continue;
-      best = {score, index + j, logit};
-      threshold = fmaxf(threshold, float(score - 1e-4 - 1e-6 * fabs(score)));
+      float logit = __fmul_rn(four[j], scale), x = uniform(counter.words[j]);
+      float bound = greedy ? logit : fmaf(__log2f(x), -0.693147181f, logit);
+      bounds[i * 4 + j] = at + j < count ? bound : -INFINITY;
+      if (bounds[i * 4 + j] > top) top = bounds[i * 4 + j], top_x = x, top_logit = logit;
     }
-    threshold = warp_max(threshold);
+  }
+  float guess = top_logit - logf(-log1pf(-top_x));
+  float threshold = greedy || top == -INFINITY ? top : guess - 1e-4f - 1e-6f * fabsf(guess);
+  threshold = warp_max(threshold);
+  unsigned candidates = 0;
+#pragma unroll
+  for (int n = 0; n < 32; ++n)
+    if (bounds[n] >= threshold) candidates |= 1u << n;
+  Draw best = {-INFINITY, 0, NAN};
+  for (; candidates; candidates &= candidates - 1) {
+    int n = __ffs(candidates) - 1, at = (n / 4 * 32 + lane) * 4 + n % 4;
+    if (at >= count) continue;
+    int32_t index = int32_t(block.start + first) + at;
+    float logit = __fmul_rn(logits[at], scale);
+    double score = logit;
+    if (!greedy) {
+      Counter counter = philox(uint32_t(index) / 4, own_position, own_key);
+      uint32_t word = n % 2 ? (n % 4 == 3 ? counter.words[3] : counter.words[1])
+                            : (n % 4 == 2 ? counter.words[2] : counter.words[0]);
+      score -= log(-log1p(-double(uniform(word))));
+    }
+    if (better(score, index, best)) best = {score, index, logit};
   }
   best = warp_best(best);
   if (lane == 0) draws[row * block.slabs + block.start / kSlab + slab] = best;

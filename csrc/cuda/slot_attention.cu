@@ -1,6 +1,6 @@
 #include "slot_attention.h"
 
-#include "device.cuh"
+#include "spans.cuh"
 
 namespace perilune {
 namespace cuda {
@@ -9,12 +9,6 @@ namespace {
 constexpr int kThreads = 128, kWarps = kThreads / 32, kHeads = 4, kChunk = 8, kLargest = int(kLargestHeadSize);
 
 __device__ inline int64_t whole_spans(int64_t keys) { return (keys + kSpan - 1) / kSpan; }
-
-// Of one (token, head, span) in the workspace: maximum, sum, then the weighted values.
-__device__ inline float* place_of(float* workspace, const SlotAttention& args, int64_t token, int64_t head,
-                                  int64_t span) {
-  return workspace + ((token * args.heads + head) * whole_spans(args.capacity) + span) * (args.head_size + 2);
-}
 
 // One block: one token, one span of keys, up to four query heads of one shared head. Scores: a thread takes a key.
 // Sums: a thread takes eight values of every so-manieth key; these parts are added in order at the end.
@@ -34,7 +28,7 @@ __global__ void __launch_bounds__(kThreads, 4) attend_kernel(SlotAttention args,
     int h = n / kLargest, i = n % kLargest;
     bool real = h < heads && i < size;
     const T* from = static_cast<const T*>(args.query) + (token * args.heads + head + h) * size + i;
-    query[h][i] = real ? wide(*from) * args.scale : 0.0f;
+    query[h][i] = real ? wide(*from) * (args.scale * kLog2e) : 0.0f;
   }
   __syncthreads();
 
@@ -75,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 4) attend_kernel(SlotAttention args,
     for (int h = 0; h < kHeads; ++h) {
       float now = maximum[h];
       for (int w = 0; w < kWarps; ++w) now = fmaxf(now, reduced[h][w]);
-      float keep = expf(maximum[h] - now), weight = tid < here ? expf(scores[h] - now) : 0.0f;
+      float keep = exp2f(maximum[h] - now), weight = tid < here ? exp2f(scores[h] - now) : 0.0f;
       maximum[h] = now;
       weights[h][tid] = weight;
       total[h] = total[h] * keep + weight;
@@ -120,38 +114,68 @@ __global__ void __launch_bounds__(kThreads, 4) attend_kernel(SlotAttention args,
   }
 }
 
-// One block, one (token, head): spans are merged in order, as many as the position has.
+// One warp, one (token, head): spans are merged in order, as many as the position has.
 template <typename T>
 __global__ void __launch_bounds__(kThreads) merge_kernel(SlotAttention args, int64_t slots, float* workspace) {
-  int64_t token = blockIdx.x / args.heads, head = blockIdx.x % args.heads;
-  int64_t position = args.position[token], slot = args.slot[token], size = args.head_size;
+  constexpr int kMost = kLargest / 32;
+  int lane = threadIdx.x % 32, size = int(args.head_size);
+  int64_t which = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32;
+  if (which >= args.tokens * args.heads) return;
+  int64_t token = which / args.heads, head = which % args.heads;
+  int64_t position = args.position[token], slot = args.slot[token], pitch = size + 2;
   bool broken = position >= args.capacity || slot < 0 || slot >= slots;
-  int64_t spans = broken || position < 0 ? 0 : whole_spans(position + 1);
-  float maximum = kLowest, total = 0.0f;
-  for (int64_t s = 0; s < spans; ++s) maximum = fmaxf(maximum, place_of(workspace, args, token, head, s)[0]);
-  for (int64_t s = 0; s < spans; ++s) {
-    const float* from = place_of(workspace, args, token, head, s);
-    total = fmaf(from[1], expf(from[0] - maximum), total);
-  }
-  T* out = static_cast<T*>(args.out) + (token * args.heads + head) * size;
-  for (int64_t i = threadIdx.x; i < size; i += kThreads) {
-    float sum = 0.0f;
-    for (int64_t s = 0; s < spans; ++s) {
-      const float* from = place_of(workspace, args, token, head, s);
-      sum = fmaf(from[2 + i], expf(from[0] - maximum), sum);
+  int spans = broken || position < 0 ? 0 : int(whole_spans(position + 1));
+  follow();
+  const float* from = place_of(workspace, args, token, head, 0);
+  float maximum = kLowest, total = 0.0f, sums[kMost];
+  for (int s = lane; s < spans; s += 32) maximum = fmaxf(maximum, from[s * pitch]);
+  maximum = warp_max(maximum);
+#pragma unroll
+  for (int i = 0; i < kMost; ++i) sums[i] = 0.0f;
+  for (int base = 0; base < spans; base += 32) {
+    int s = base + lane;
+    float weight = s < spans ? exp2f(from[s * pitch] - maximum) : 0.0f;
+    if (s < spans) total = fmaf(from[s * pitch + 1], weight, total);
+#pragma unroll 4
+    for (int j = 0; j < min(32, spans - base); ++j) {
+      float own = __shfl_sync(kWarp, weight, j);
+      const float* values = from + (base + j) * pitch + 2;
+#pragma unroll
+      for (int i = 0; i < kMost; ++i)
+        if (i * 32 + lane < size) sums[i] = fmaf(own, values[i * 32 + lane], sums[i]);
     }
-    out[i] = narrow<T>(broken ? NAN : spans ? sum / total : 0.0f);
   }
+  total = warp_sum(total);
+  T* out = static_cast<T*>(args.out) + which * size;
+#pragma unroll
+  for (int i = 0; i < kMost; ++i)
+    if (i * 32 + lane < size) out[i * 32 + lane] = narrow<T>(broken ? NAN : spans ? sums[i] / total : 0.0f);
 }
 
 template <typename T>
-void launch(const SlotAttention& args, int64_t slots, float* workspace, Stream stream) {
+void launch_spans(const SlotAttention& args, int64_t slots, float* workspace, Stream stream) {
   int64_t pitch = args.head_size * int64_t(sizeof(T)), group = args.heads / args.shared_heads;
   bool whole = aligned(args.keys, pitch) && aligned(args.values, pitch);
   dim3 grid(unsigned(args.tokens * args.shared_heads), unsigned(spans_of(args.capacity)), parts(group, kHeads));
   auto kernel = whole ? attend_kernel<true, T> : attend_kernel<false, T>;
   kernel<<<grid, kThreads, 0, stream_of(stream)>>>(args, slots, workspace);
-  merge_kernel<T><<<unsigned(args.tokens * args.heads), kThreads, 0, stream_of(stream)>>>(args, slots, workspace);
+}
+
+template <typename T>
+void launch(const SlotAttention& args, int64_t slots, float* workspace, Stream stream) {
+  if (by_products(args)) attend_by_products(args, slots, workspace, stream);
+  else launch_spans<T>(args, slots, workspace, stream);
+  // The merge is brought to the processors while the last spans are still at work.
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(parts(args.tokens * args.heads, kWarps));
+  config.blockDim = dim3(kThreads);
+  config.stream = stream_of(stream);
+  cudaLaunchAttribute early;
+  early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  early.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &early;
+  config.numAttrs = 1;
+  cudaLaunchKernelEx(&config, merge_kernel<T>, args, slots, workspace);
 }
 
 }  // namespace

@@ -171,6 +171,7 @@ def head_gradient_reference(
             _add_product(d_chosen, d_logits.T, part)
         if want_weight:
             torch.mm(d_logits, chosen, out=d_weight[start : start + step])
+        del d_logits  # Before the next one is made: both together would be the largest thing in memory.
     if not want_hidden:
         return hidden.new_empty(0, hidden.shape[1]), d_weight
     if rows is not None:
@@ -251,7 +252,7 @@ def _backward(ctx: Any, g_logprob: Tensor, g_entropy: Tensor, g_lse: Tensor) -> 
 
 
 def _backward_rows(hidden: Tensor) -> int:
-    """Vocabulary rows of one step: many on a GPU, as far as their logits take 256 MiB in bfloat16."""
+    """Vocabulary rows of one step: many on a GPU, as far as their gradients take 256 MiB in bfloat16."""
     if hidden.device.type != "cuda":
         return _BACKWARD_ROWS
     fitting = _CUDA_BACKWARD_LOGITS // max(hidden.shape[0], 1) // 1024 * 1024

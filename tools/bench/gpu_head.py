@@ -18,10 +18,7 @@ from tools.bench.gpu_peers import Peer, installed
 
 HEADS = ((896, 151936), (2048, 163840), (3584, 152064))
 TOKENS = 8192
-TILINGS = ((1024, 8192), (1024, 4096), (2048, 4096), (2048, 8192), (1024, 16384), (4096, 8192), (8192, 8192))
-BACKWARD = ((4096, 1 << 23), (8192, 1 << 23), (16384, 1 << 23), (16384, 1 << 22), (16384, 1 << 25), (16384, 1 << 27))
-FEW = (128, 65536)
-FEW_TILINGS = (FEW, (128, 32768), (128, 16384), (128, 8192), (256, 32768), (256, 8192))
+BACKWARD_ROWS = (4096, 8192, 16384, 32768)
 
 
 def problem(width: int, vocabulary: int) -> tuple[Tensor, ...]:
@@ -80,19 +77,19 @@ def errors(peer: Peer, arguments: tuple[Tensor, ...]) -> dict[str, float]:
 
 
 def sweep(arguments: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Our forward under several tilings, our backward under several steps."""
-    set_tiling = torch.ops.perilune.set_cuda_tiling
+    """Our own products beside the library's, and our backward in several steps."""
+    set_fused = torch.ops.perilune.set_cuda_fused
     found: dict[str, Any] = {}
-    for rows, columns in TILINGS:
-        set_tiling(rows, columns, *FEW, 1 << 23)
-        found[f"forward {rows}x{columns}"] = gpu.timed({"": forward_of(ours, arguments)}, 7, 2)[""]
-    before = home._CUDA_BACKWARD_ROWS
-    for rows, logits in BACKWARD:
-        set_tiling(*TILINGS[0], *FEW, logits)
-        home._CUDA_BACKWARD_ROWS = rows
-        found[f"both {rows} rows, {logits} logits"] = gpu.timed({"": both_of(ours, arguments)}, 7, 2)[""]
-    home._CUDA_BACKWARD_ROWS = before
-    set_tiling(*TILINGS[0], *FEW, 1 << 23)
+    for name, fused in (("own products", True), ("the library's", False)):
+        set_fused(fused)
+        sides = {"forward": forward_of(ours, arguments), "both": both_of(ours, arguments)}
+        found[name] = gpu.timed(sides, 7, 2)
+    set_fused(True)
+    before = home._CUDA_BACKWARD_ROWS, home._CUDA_BACKWARD_LOGITS
+    for rows in BACKWARD_ROWS:
+        home._CUDA_BACKWARD_ROWS, home._CUDA_BACKWARD_LOGITS = rows, rows * TOKENS
+        found[f"both, {rows} rows"] = gpu.timed({"": both_of(ours, arguments)}, 7, 2)[""]
+    home._CUDA_BACKWARD_ROWS, home._CUDA_BACKWARD_LOGITS = before
     return found
 
 
@@ -115,25 +112,18 @@ def times(arguments: tuple[Tensor, ...]) -> dict[str, Any]:
     return found
 
 
-def few_agree(arguments: tuple[Tensor, ...]) -> dict[str, bool]:
-    """Which shapes for few rows give the bits of the shape for many."""
+def bits(arguments: tuple[Tensor, ...]) -> dict[str, bool]:
+    """Whether repeats and other neighbours leave every bit, by our own products and by the library's."""
     found = {}
-    for rows, columns in FEW_TILINGS:
-        torch.ops.perilune.set_cuda_tiling(*TILINGS[0], rows, columns, 1 << 23)
-        found[f"{rows}x{columns}"] = bool(torch.ops.perilune.cuda_few_agree(*arguments[:2]))
-    torch.ops.perilune.set_cuda_tiling(*TILINGS[0], *FEW, 1 << 23)
+    for name, fused in (("own", True), ("library", False)):
+        torch.ops.perilune.set_cuda_fused(fused)
+        once, again = forward_of(ours, arguments)(), forward_of(ours, arguments)()
+        some = forward_of(ours, tuple(x[3000:3007] if len(x) == TOKENS else x for x in arguments))()
+        found[f"{name}: repeats equal"] = gpu.same_bits(once, again)
+        found[f"{name}: few rows equal"] = gpu.same_bits(some, tuple(x[3000:3007] for x in once))
+    found["library: few rows have their tile"] = bool(torch.ops.perilune.cuda_few_agree(*arguments[:2]))
+    torch.ops.perilune.set_cuda_fused(True)
     return found
-
-
-def bits(arguments: tuple[Tensor, ...]) -> dict[str, Any]:
-    """Whether repeats and other neighbours leave every bit, and whether few rows go by their own tile."""
-    once, again = forward_of(ours, arguments)(), forward_of(ours, arguments)()
-    some = forward_of(ours, tuple(x[3000:3007] if len(x) == TOKENS else x for x in arguments))()
-    return {
-        "repeats_equal": gpu.same_bits(once, again),
-        "few_rows_equal": gpu.same_bits(some, tuple(x[3000:3007] for x in once)),
-        "few_rows_have_their_tile": few_agree(arguments),
-    }
 
 
 if __name__ == "__main__":

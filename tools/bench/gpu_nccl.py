@@ -50,8 +50,7 @@ def by_cupy(rank: int, meeting: str) -> tuple[float, bool]:
     from cupy.cuda import nccl
 
     data = cupy.full(BYTES, 7 - 7 * rank, dtype=cupy.uint8)
-    words = tuple(b - 256 if b > 127 else b for b in bytes.fromhex(meeting))
-    group = nccl.NcclCommunicator(2, words, rank)
+    group = nccl.NcclCommunicator(2, unique_id(nccl, bytes.fromhex(meeting)), rank)
     stream = cupy.cuda.Stream.null
     taken = 0.0
     for _ in range(2):
@@ -60,6 +59,23 @@ def by_cupy(rank: int, meeting: str) -> tuple[float, bool]:
         stream.synchronize()
         taken = time.perf_counter() - began
     return taken, bool((data == 7).all())
+
+
+def unique_id(nccl: Any, meeting: bytes) -> Any:
+    """The id in the form that this cupy takes: bytes, or signed numbers."""
+    if isinstance(nccl.get_unique_id(), bytes):
+        return meeting
+    return tuple(b - 256 if b > 127 else b for b in meeting)
+
+
+def reason_of(said: str) -> str:
+    """The line of a child's output that says most, without the rank it begins with."""
+    lines = [line.partition("]: ")[2] if line.startswith("[rank") else line for line in said.splitlines()]
+    for words in ("Duplicate GPU", "NCCL WARN", "Error"):
+        for line in lines:
+            if words in line:
+                return line.strip()[:200]
+    return lines[-1].strip()[:200] if lines else "no output"
 
 
 def attempt(way: str, meeting: str, multi_rank: str) -> dict[str, Any]:
@@ -77,9 +93,10 @@ def attempt(way: str, meeting: str, multi_rank: str) -> dict[str, Any]:
             late = True
             child.kill()
             output, _ = child.communicate()
-        said.append(output[-1500:])
+        said.append(output)
     supported = not late and all(child.returncode == 0 for child in children)
-    return {"supported": supported, "timed_out": late, "said": said, "bytes": BYTES}
+    told = [output.splitlines()[-1] for output in said] if supported else reason_of(said[0])
+    return {"supported": supported, "timed_out": late, "said": told, "bytes": BYTES}
 
 
 def attempt_cupy() -> dict[str, Any]:
@@ -87,7 +104,7 @@ def attempt_cupy() -> dict[str, Any]:
     try:
         from cupy.cuda import nccl
     except ImportError as error:
-        return {"supported": False, "said": [str(error)]}
+        return {"supported": False, "said": str(error)}
     meeting = bytes(b & 255 for b in nccl.get_unique_id()).hex()
     return {"version": nccl.get_version(), **attempt("cupy", meeting, "1")}
 

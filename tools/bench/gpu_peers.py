@@ -1,7 +1,8 @@
 """Rival ways to the log-probability of a token from its hidden state, restated in own words or called where installed.
 
 ``eager`` keeps the logits and widens them to float32. ``chunked`` walks 512 tokens at a time in both directions and
-keeps nothing, the form of verl's torch FusedLinearForPPO. Liger and CCE know neither entropies nor temperatures.
+keeps nothing, the form of verl's torch FusedLinearForPPO. Liger and CCE know neither entropies nor temperatures: they
+are given hidden states that are scaled already, rounded to their dtype.
 """
 
 from __future__ import annotations
@@ -59,15 +60,20 @@ def chunked(hidden: Tensor, weight: Tensor, target: Tensor, scale: Tensor) -> Sc
     return result
 
 
+def _heated(hidden: Tensor, scale: Tensor) -> Tensor:
+    return (hidden * scale[:, None]).to(hidden.dtype)
+
+
 def _liger(hidden: Tensor, weight: Tensor, target: Tensor, scale: Tensor) -> Scores:
     home = importlib.import_module("liger_kernel.ops.fused_linear_cross_entropy")
-    loss = home.LigerFusedLinearCrossEntropyFunction.apply(hidden, weight, target, None, None, -100, 0.0, 0.0, "mean")
+    heated = _heated(hidden, scale)
+    loss = home.LigerFusedLinearCrossEntropyFunction.apply(heated, weight, target, None, None, -100, 0.0, 0.0, "mean")
     return (-(loss[0] if isinstance(loss, tuple) else loss),)
 
 
 def _cce(hidden: Tensor, weight: Tensor, target: Tensor, scale: Tensor) -> Scores:
     score = importlib.import_module("cut_cross_entropy").linear_cross_entropy
-    return (-score(hidden, weight, target, reduction="none", filter_eps=None),)
+    return (-score(_heated(hidden, scale), weight, target, reduction="none", filter_eps=None),)
 
 
 def installed() -> dict[str, Peer]:

@@ -27,6 +27,14 @@ def _on_the_gpu() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(params=["fused", "library"])
+def way(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Both ways that a head in bfloat16 may go, one after the other."""
+    before = torch.ops.perilune.set_cuda_fused(request.param == "fused")
+    yield request.param
+    torch.ops.perilune.set_cuda_fused(before)
+
+
 def problem(tokens: int, vocabulary: int, width: int, dtype: torch.dtype) -> tuple[Tensor, ...]:
     hidden = torch.randn(tokens, width).to(dtype)
     weight = (torch.randn(vocabulary, width) * 3 / width**0.5).to(dtype)
@@ -50,9 +58,11 @@ def scores(logits: Tensor, target: Tensor, scale: Tensor) -> tuple[Tensor, Tenso
         (151643, 128, torch.bfloat16),
         (1000, 896, torch.bfloat16),
         (9001, 100, torch.bfloat16),
+        (9001, 40, torch.bfloat16),
         (9001, 64, torch.float32),
     ],
 )
+@pytest.mark.usefixtures("way")
 def test_a_token_knows_neither_place_nor_neighbours(vocabulary: int, width: int, dtype: torch.dtype) -> None:
     """2600 tokens are two whole tiles of rows and some more; a token alone goes by the tile of few rows."""
     hidden, weight, target, scale = problem(2600, vocabulary, width, dtype)
@@ -70,6 +80,7 @@ def test_a_token_knows_neither_place_nor_neighbours(vocabulary: int, width: int,
             assert torch.equal(values, expected[some])
 
 
+@pytest.mark.usefixtures("way")
 def test_agrees_with_float64_over_several_blocks() -> None:
     arguments = hidden, weight, target, scale = problem(1100, 20001, 256, torch.bfloat16)
     logits = hidden.double() @ weight.double().T
@@ -77,7 +88,8 @@ def test_agrees_with_float64_over_several_blocks() -> None:
         torch.testing.assert_close(got.double(), expected, atol=5e-5, rtol=0)
 
 
-@pytest.mark.parametrize("tokens", [35, 64])
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("tokens", [35, 64, 700])
 def test_gradients_over_several_steps(tokens: int) -> None:
     """Rows of 35 tokens are padded; 17000 entries take two steps of the backward."""
     hidden, weight, target, scale = problem(tokens, 17000, 96, torch.bfloat16)
@@ -93,10 +105,24 @@ def test_gradients_over_several_steps(tokens: int) -> None:
         assert (ours.double() - exact).norm() <= 1e-2 * exact.norm()
 
 
+@pytest.mark.usefixtures("way")
+def test_an_address_changes_no_bit() -> None:
+    hidden, weight, target, scale = problem(300, 1000, 72, torch.bfloat16)
+    expected = token_logprob(hidden, weight, target, scale)
+    for offset in (1, 8):
+        moved = [torch.empty(x.numel() + offset, dtype=x.dtype)[offset:].view_as(x).copy_(x) for x in (hidden, weight)]
+        for got, values in zip(token_logprob(*moved, target, scale), expected, strict=True):
+            assert torch.equal(got, values)
+
+
+@pytest.mark.usefixtures("way")
 def test_a_target_out_of_range_is_nan_and_reads_nothing() -> None:
     hidden, weight, target, scale = problem(5, 151, 64, torch.bfloat16)
     target[1], target[3] = -1, 151
+    hidden.requires_grad_()
     logprob, entropy, lse = token_logprob(hidden, weight, target, scale)
+    (gradient,) = torch.autograd.grad(logprob.sum(), hidden)
+    assert gradient.isnan().any(1).tolist() == [False, True, False, True, False]
     assert logprob.isnan().tolist() == [False, True, False, True, False]
     assert bool(entropy.isfinite().all() and lse.isfinite().all())
 
@@ -111,6 +137,7 @@ def test_neither_tf32_nor_autocast_change_a_bit(monkeypatch: pytest.MonkeyPatch)
         assert torch.equal(values, expected)
 
 
+@pytest.mark.usefixtures("way")
 def test_runs_on_the_current_stream_and_in_a_graph() -> None:
     hidden, weight, target, scale = problem(200, 9001, 64, torch.bfloat16)
     expected = token_logprob(hidden, weight, target, scale)
@@ -128,9 +155,23 @@ def test_runs_on_the_current_stream_and_in_a_graph() -> None:
         assert torch.equal(first, third)
 
 
+def test_far_logits_in_every_part_of_a_tile() -> None:
+    """Each entry is the target once: none is lost at a border of what lanes and warps share out."""
+    vocabulary = 700
+    weight = (torch.arange(vocabulary) % 251 - 200.0)[:, None].repeat(1, 8).bfloat16()
+    hidden = torch.zeros(vocabulary, 8, dtype=torch.bfloat16)
+    hidden[:, 0] = 1
+    target, scale = torch.arange(vocabulary), torch.ones(vocabulary)
+    results = token_logprob(hidden, weight, target, scale)
+    expected = scores(hidden.double() @ weight.double().T, target, scale)
+    for got, exact in zip(results, expected, strict=True):
+        torch.testing.assert_close(got.double(), exact, atol=2e-5, rtol=1e-6)
+
+
 # ---- draws ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("way")
 def test_noise_is_that_of_the_reference() -> None:
     """All logits are 0, so the largest noise wins: one wrong random word in 151643 would choose another token."""
     key = torch.randint(-(1 << 62), 1 << 62, (64,))
@@ -140,6 +181,7 @@ def test_noise_is_that_of_the_reference() -> None:
     assert torch.equal(token, gumbel_noise(key, position, 151643).argmax(-1))
 
 
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("tokens", [1, 64, 1100])
 def test_logprob_of_a_draw_is_that_of_token_logprob(tokens: int) -> None:
     hidden, weight, _, temperature = problem(tokens, 151643, 128, torch.bfloat16)
@@ -153,6 +195,7 @@ def test_logprob_of_a_draw_is_that_of_token_logprob(tokens: int) -> None:
     assert torch.equal(alone[1], logprob[-1:])
 
 
+@pytest.mark.usefixtures("way")
 def test_a_negative_temperature_is_nan() -> None:
     hidden, weight, key, temperature = problem(3, 151, 64, torch.bfloat16)
     temperature[1] = -1.0
@@ -234,18 +277,27 @@ def test_logits_out_of_range_and_nan() -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_slots_longer_than_a_span(dtype: torch.dtype) -> None:
-    query = torch.randn(12, 14, 64).to(dtype)
-    keys, values = torch.randn(2, 4, 1300, 2, 64).to(dtype)
+@pytest.mark.parametrize(
+    ("heads", "shared", "size"), [(14, 2, 64), (28, 4, 128), (40, 2, 80), (8, 2, 8), (6, 2, 256), (4, 2, 12)]
+)
+def test_slots_longer_than_a_span(heads: int, shared: int, size: int, dtype: torch.dtype) -> None:
+    query = torch.randn(12, heads, size).to(dtype)
+    keys, values = torch.randn(2, 4, 1300, shared, size).to(dtype)
     slot = torch.randint(0, 4, (12,))
-    position = torch.tensor([0, 511, 512, 1023, 1024, 1299, -1, 700, 640, 127, 128, 1])
+    position = torch.tensor([0, 511, 512, 1023, 1024, 1299, -1, 700, 15, 16, 128, 1])
     got = slot_attention(query, keys, values, slot, position, 0.125)
     expected = slot_attention_reference(query.double(), keys.double(), values.double(), slot, position, 0.125)
     bound = 1e-5 if dtype == torch.float32 else 2.0**-8
     torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=bound)
     # A larger cache holds the same rows: not a bit may change.
-    wider = [torch.cat([cache, torch.zeros(4, 900, 2, 64, dtype=dtype)], dim=1) for cache in (keys, values)]
+    unwritten = torch.full((4, 900, shared, size), float("nan"), dtype=dtype)
+    wider = [torch.cat([cache, unwritten], dim=1) for cache in (keys, values)]
     assert torch.equal(slot_attention(query, *wider, slot, position, 0.125), got)
+    # Nor may an address that is no multiple of 16 bytes.
+    moved = [torch.empty(cache.numel() + 1, dtype=dtype)[1:].view_as(cache).copy_(cache) for cache in (keys, values)]
+    assert torch.equal(slot_attention(query, *moved, slot, position, 0.125), got)
+    one = slice(5, 6)
+    assert torch.equal(slot_attention(query[one], keys, values, slot[one], position[one], 0.125), got[one])
 
 
 def test_places_out_of_range_are_nan_and_write_nothing() -> None:
