@@ -18,8 +18,6 @@ TORCH_LIBRARY(perilune, m) {
   m.def("rotate_and_store(Tensor fused, Tensor cosine, Tensor sine, Tensor slot, Tensor position,"
         " Tensor(a!) key_cache, Tensor(b!) value_cache) -> Tensor");
   m.def("gated_silu(Tensor gate_up) -> Tensor");
-  m.def("logits_logprob(Tensor logits, Tensor target, Tensor scale) -> (Tensor logprob, Tensor entropy, Tensor lse)");
-  m.def("logits_gradient(Tensor logits, Tensor target, Tensor statistics) -> Tensor");
 }
 
 // The module itself is empty: importing it runs the registrations above.

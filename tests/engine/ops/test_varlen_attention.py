@@ -64,3 +64,21 @@ def test_torch_is_called_with_names_it_knows(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_cpu_is_left_to_the_own_kernel() -> None:
     assert not serves(torch.zeros(3, 2, 64).bfloat16())
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize(("heads", "shared", "width"), [(4, 4, 64), (9, 3, 64), (8, 2, 128)])
+def test_on_cuda_it_agrees_with_float64(heads: int, shared: int, width: int) -> None:
+    parts = [(0, 40, 0, 0), (40, 33, 0, 40), (73, 1, 0, 40), (74, 0, 0, 0), (74, 300, 0, 0)]
+    spans = torch.tensor(parts, dtype=torch.int32)
+    inputs = [torch.randn(374, count, width).bfloat16() for count in (heads, shared, shared)]
+    upstream = torch.randn(374, heads, width).bfloat16()
+    on_gpu = [tensor.cuda().requires_grad_() for tensor in inputs]
+    exact = [tensor.double().requires_grad_() for tensor in inputs]
+    got, right = (span_attention(*values, spans, width**-0.5) for values in (on_gpu, exact))
+    found = [got, *torch.autograd.grad(got, on_gpu, upstream.cuda())]
+    expected = [right, *torch.autograd.grad(right, exact, upstream.double())]
+    for value, truth in zip(found, expected, strict=True):
+        assert value.is_cuda
+        distance = (value.detach().double().cpu() - truth.detach()).norm() / truth.norm()
+        assert distance < 1e-2
