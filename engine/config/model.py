@@ -25,6 +25,8 @@ class ScratchConfig(Config):
     heads: int = 4
     intermediate: int = 384
     context_tokens: int = 256
+    initial_deviation: float = 0.02
+    """Standard deviation of fresh weights; a narrow network starts faster from one over the root of its width."""
     alphabet: str = ""
     """Characters of the tokenizer; empty: printable ASCII and the line break."""
 
@@ -33,6 +35,8 @@ class ScratchConfig(Config):
         for name in ("layers", "width", "heads", "intermediate", "context_tokens"):
             value = getattr(self, name)
             require(value >= 1, f"model.scratch.{name}", value, "give at least 1")
+        require(self.initial_deviation > 0.0, "model.scratch.initial_deviation", self.initial_deviation,
+                "give a number above 0")
         require(self.width % (2 * self.heads) == 0, "model.scratch.heads", self.heads,
                 f"give a number whose double divides model.scratch.width={self.width}")
 

@@ -86,8 +86,7 @@ def scratch_network(config: ScratchConfig, seed: int) -> tuple[Any, PolicyTokeni
         num_attention_heads=config.heads,
         num_key_value_heads=config.heads,
         max_position_embeddings=config.context_tokens,
-        # The usual 0.02 suits widths of thousands; a narrow network would spend its steps on growing out of it.
-        initializer_range=config.width**-0.5,
+        initializer_range=config.initial_deviation,
         tie_word_embeddings=True,
         eos_token_id=tokenizer.end_id,
         bos_token_id=None,

@@ -12,6 +12,7 @@ from engine.config.model import AdapterConfig, ModelConfig, ModelSource, Scratch
     *((ScratchConfig, {name: 0}, f"model.scratch.{name}")
       for name in ("layers", "width", "heads", "intermediate", "context_tokens")),
     (ScratchConfig, {"width": 12, "heads": 4}, "model.scratch.heads"),
+    (ScratchConfig, {"initial_deviation": 0.0}, "model.scratch.initial_deviation"),
     (AdapterConfig, {"rank": -1}, "model.adapter.rank"),
     (WarmupConfig, {"steps": -1}, "model.warmup.steps"),
     (WarmupConfig, {"batch_size": 0}, "model.warmup.batch_size"),

@@ -73,6 +73,16 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
+@pytest.fixture(params=["reference", *_levels()])
+def cpu_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The reference, then each instruction level; for tests that say themselves where their tensors lie."""
+    if request.param == "reference":
+        yield "reference"
+        return
+    with _running(request.param) as name:
+        yield name
+
+
 @pytest.fixture
 def two_threads() -> Iterator[None]:
     """Two compute threads whatever the environment says."""

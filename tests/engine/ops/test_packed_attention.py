@@ -74,11 +74,11 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("heads", "shared", "size"), SHAPES)
 def test_output_and_gradients_agree_with_float64(
-    implementation: str, heads: int, shared: int, size: int, dtype: torch.dtype
+    cpu_implementation: str, heads: int, shared: int, size: int, dtype: torch.dtype
 ) -> None:
     inputs, spans = problem(heads, shared, size, dtype), span_tensor(SPANS)
     upstream = (torch.randn(TOKENS, heads, size) * torch.rand(TOKENS, 1, 1) * 3).to(dtype)
-    run = reference_results if implementation == "reference" else results
+    run = reference_results if cpu_implementation == "reference" else results
     got = run(*inputs, spans, upstream, size**-0.5)
     exact = [tensor.detach().double().requires_grad_() for tensor in inputs]
     output = truth(*exact, spans, size**-0.5)
@@ -108,10 +108,10 @@ def test_one_span_after_the_other_agrees_with_float64(dtype: torch.dtype) -> Non
     assert one_by_one(*(x[:0] for x in inputs), span_tensor([]), 0.2).shape == (0, 6, 40)
 
 
-def test_log_of_the_sum_agrees_with_float64(implementation: str) -> None:
+def test_log_of_the_sum_agrees_with_float64(cpu_implementation: str) -> None:
     query, key, value = (tensor.detach() for tensor in problem(4, 2, 64, torch.float32))
     spans = span_tensor(SPANS)
-    run = span_attention_reference if implementation == "reference" else torch.ops.perilune.packed_attention
+    run = span_attention_reference if cpu_implementation == "reference" else torch.ops.perilune.packed_attention
     _, lse = run(query * 10, key, value, spans, 0.3)
     _, expected = span_attention_reference(query.double() * 10, key.double(), value.double(), spans, 0.3)
     assert lse.dtype == torch.float32
@@ -134,7 +134,7 @@ def test_gradient_formula_is_that_of_autograd() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_large_scores_and_all_equal_ones(level: str, dtype: torch.dtype) -> None:
+def test_large_scores_and_all_equal_ones(cpu_level: str, dtype: torch.dtype) -> None:
     spans = span_tensor([(0, 150, 0, 0)])
     query, key, value = (tensor.detach() for tensor in problem(2, 1, 32, dtype, 150))
     for factor in (0.0, 100.0):
@@ -146,7 +146,7 @@ def test_large_scores_and_all_equal_ones(level: str, dtype: torch.dtype) -> None
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_nothing_depends_on_neighbours_packing_or_threads(
-    level: str, dtype: torch.dtype, two_threads: None
+    cpu_level: str, dtype: torch.dtype, two_threads: None
 ) -> None:
     inputs, spans = problem(9, 3, 64, dtype), span_tensor(SPANS)
     upstream = torch.randn(TOKENS, 9, 64).to(dtype)
@@ -167,7 +167,7 @@ def test_nothing_depends_on_neighbours_packing_or_threads(
             assert torch.equal(got[offset:], expected[part])
 
 
-def test_few_long_sequences_give_the_same_bits_on_every_number_of_threads(level: str) -> None:
+def test_few_long_sequences_give_the_same_bits_on_every_number_of_threads(cpu_level: str) -> None:
     inputs, spans = problem(2, 1, 32, torch.bfloat16, 700), span_tensor([(0, 600, 0, 0), (600, 100, 50, 500)])
     upstream = torch.randn(700, 2, 32).bfloat16()
     torch.set_num_threads(1)
@@ -178,7 +178,7 @@ def test_few_long_sequences_give_the_same_bits_on_every_number_of_threads(level:
             assert torch.equal(got, right)
 
 
-def test_a_token_does_not_see_later_ones(level: str) -> None:
+def test_a_token_does_not_see_later_ones(cpu_level: str) -> None:
     query, key, value = (tensor.detach() for tensor in problem(4, 2, 64, torch.bfloat16, 200))
     spans = span_tensor([(0, 200, 0, 0)])
     before = span_attention(query, key, value, spans, 0.1)
@@ -190,7 +190,7 @@ def test_a_token_does_not_see_later_ones(level: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_what_stands_around_a_span_is_not_read(level: str, dtype: torch.dtype) -> None:
+def test_what_stands_around_a_span_is_not_read(cpu_level: str, dtype: torch.dtype) -> None:
     """Neither in the row, nor behind the end of a tensor, nor in memory used before."""
     spans = span_tensor([(0, 5, 0, 0), (5, 100, 0, 0), (105, 3, 0, 0)])
     query, key, value = (tensor.detach() for tensor in problem(3, 1, 40, dtype, 108))
@@ -212,7 +212,7 @@ def test_what_stands_around_a_span_is_not_read(level: str, dtype: torch.dtype) -
         assert bool(tensor[:5].isnan().all())
 
 
-def test_any_strides(level: str) -> None:
+def test_any_strides(cpu_level: str) -> None:
     inputs, spans = problem(4, 2, 40, torch.bfloat16), span_tensor(SPANS)
     upstream = torch.randn(1, 1, 40).bfloat16().expand(TOKENS, 4, 40)
     expected = results(*inputs, spans, upstream.contiguous())
@@ -223,14 +223,14 @@ def test_any_strides(level: str) -> None:
             assert torch.equal(got, right)
 
 
-def test_nothing_gives_nothing(level: str) -> None:
+def test_nothing_gives_nothing(cpu_level: str) -> None:
     for spans in ([], [(0, 0, 0, 0)]):
         inputs = problem(4, 2, 16, torch.bfloat16, 0)
         for got in results(*inputs, span_tensor(spans), torch.zeros(0, 4, 16).bfloat16()):
             assert got.shape[0] == 0
 
 
-def test_segments_are_spans_without_context(implementation: str) -> None:
+def test_segments_are_spans_without_context(cpu_implementation: str) -> None:
     query, key, value = problem(4, 2, 16, torch.float32, 9)
     bounds = torch.tensor([0, 4, 4, 9], dtype=torch.int32)
     got = packed_attention(query, key, value, bounds, 0.3)
@@ -239,7 +239,7 @@ def test_segments_are_spans_without_context(implementation: str) -> None:
     torch.testing.assert_close(got, truth(query, key, value, spans, 0.3), atol=1e-5, rtol=1e-5)
 
 
-def test_memory_is_linear_in_the_tokens(level: str) -> None:
+def test_memory_is_linear_in_the_tokens(cpu_level: str) -> None:
     """No tensor of the graph grows with the square of a sequence."""
     sizes = []
     for tokens in (256, 512):
@@ -274,9 +274,9 @@ def test_opcheck(dtype: torch.dtype) -> None:
         ([(0, 4, 0, 0), (4, 6, 3, -1)], r"spans: expected the context of span 1 in 0\.\.4, got 3\.\.2"),
     ],
 )
-def test_bad_spans_are_named(implementation: str, spans: list[tuple[int, int, int, int]], said: str) -> None:
+def test_bad_spans_are_named(cpu_implementation: str, spans: list[tuple[int, int, int, int]], said: str) -> None:
     query, key, value = (tensor.detach() for tensor in problem(4, 2, 16, torch.float32, 10))
-    run = span_attention_reference if implementation == "reference" else span_attention
+    run = span_attention_reference if cpu_implementation == "reference" else span_attention
     with pytest.raises(ValueError, match=said):
         run(query, key, value, span_tensor(spans), 1.0)
 

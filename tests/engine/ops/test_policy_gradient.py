@@ -50,9 +50,9 @@ def by_autograd(given: dict[str, Tensor], where: Tensor, count: int) -> tuple[Te
 
 
 @pytest.fixture
-def serve(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def serve(cpu_implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The readable references, then the kernels of each level."""
-    if implementation == "reference":
+    if cpu_implementation == "reference":
         monkeypatch.setattr(module, "_op", module.policy_gradient_reference)
         monkeypatch.setattr(module, "_backward_op", module.policy_gradient_backward_reference)
         monkeypatch.setattr(segments, "_offsets_op", segments.segment_offsets_reference)
@@ -104,7 +104,7 @@ def test_gradcheck(device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_sums_of_a_segment_do_not_depend_on_neighbours_or_threads(
-    level: str, dtype: torch.dtype, device: str, two_threads: None
+    cpu_level: str, dtype: torch.dtype, device: str, two_threads: None
 ) -> None:
     """Longer than what one thread keeps to itself, and bit for bit the same alone, and again."""
     lengths = [300_000, 0, 77, 250_000, 1, 40_000]
@@ -131,7 +131,7 @@ def test_sums_of_a_segment_do_not_depend_on_neighbours_or_threads(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_strided_input(level: str, device: str) -> None:
+def test_strided_input(cpu_level: str, device: str) -> None:
     wide = torch.randn(12, 4, device=device)
     where = torch.stack([index([5, 7], device)] * 2, 1)[:, 1]
     strided = policy_gradient(*wide.unbind(1)[:2], where, 2, reference=wide[:, 2], tau=TAU)

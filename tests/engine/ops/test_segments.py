@@ -33,9 +33,9 @@ def parts(values: Tensor, lengths: list[int]) -> list[Tensor]:
 
 
 @pytest.fixture
-def serve(implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def serve(cpu_implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The readable references, then the kernels of each level."""
-    if implementation == "reference":
+    if cpu_implementation == "reference":
         for name in ("offsets", "sum", "max", "broadcast"):
             monkeypatch.setattr(segments, f"_{name}_op", getattr(segments, f"segment_{name}_reference"))
 
@@ -105,7 +105,7 @@ def test_broadcast(lengths: list[int], dtype: torch.dtype, device: str) -> None:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_a_segment_does_not_know_its_neighbours_place_or_threads(
-    level: str, dtype: torch.dtype, device: str, poisoned: None, two_threads: None
+    cpu_level: str, dtype: torch.dtype, device: str, poisoned: None, two_threads: None
 ) -> None:
     """Longer than what one thread keeps to itself, and bit for bit the same alone, moved, and again."""
     lengths = [300_000, 0, 77, 250_000, 1, 40_000]
@@ -123,7 +123,7 @@ def test_a_segment_does_not_know_its_neighbours_place_or_threads(
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_strided_input(level: str, device: str) -> None:
+def test_strided_input(cpu_level: str, device: str) -> None:
     lengths = [5, 9, 2]
     pair = torch.randn(16, 2, device=device)
     where = torch.stack([index(lengths, device)] * 2, 1)[:, 1]
@@ -216,7 +216,7 @@ def test_bad_input_is_named(call: Callable[[], object], said: str) -> None:
         call()
 
 
-def test_no_fall_hides_behind_a_wrapped_difference(level: str) -> None:
+def test_no_fall_hides_behind_a_wrapped_difference(cpu_level: str) -> None:
     least = torch.iinfo(torch.int64).min
     for wrong in ([0, least, 1], [0, 5, least], [-1, least, 0], [0] * 70 + [1, 0] + [1] * 70):
         with pytest.raises(ValueError, match="segment: expected"):
