@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from inspect import signature
 from typing import Any
 
 import torch
@@ -78,9 +79,14 @@ def _torch_kernel(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
+    grouped: dict[str, Any] = {}
+    if (group := query.shape[1] // key.shape[1]) > 1:
+        if "enable_gqa" in signature(varlen_attn).parameters:
+            grouped = {"enable_gqa": True}
+        else:  # torch 2.11 wants as many heads of keys as of queries
+            key, value = (tensor.repeat_interleave(group, 1) for tensor in (key, value))
     result = varlen_attn(
-        query, key, value, bounds, key_bounds, most, most_keys, scale=scale, window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        query, key, value, bounds, key_bounds, most, most_keys, scale=scale, window_size=(-1, 0), **grouped
     )
     assert isinstance(result, Tensor), "the log-sum-exp was not asked for"
     return result
