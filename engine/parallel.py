@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 import torch
+from torch import Tensor
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -30,3 +32,20 @@ def share(work: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]
             return list(pool.map(work, items))
     finally:
         torch.set_num_threads(threads)  # a part of that setting belongs to the process, not to the thread
+
+
+def overwrite(target: Tensor, source: Tensor) -> None:
+    """``target.copy_(source)`` for tensors of one shape, by the quickest way for large runs of bytes.
+
+    Example:
+        >>> target = torch.zeros(2)
+        >>> overwrite(target, torch.ones(2))
+        >>> target.tolist()
+        [1.0, 1.0]
+    """
+    plain = target.is_contiguous() and source.is_contiguous() and target.dtype is source.dtype
+    if plain and target.device.type == source.device.type == "cpu":
+        # Unlike torch's copy, it need not read the lines that it overwrites.
+        ctypes.memmove(target.data_ptr(), source.data_ptr(), target.nbytes)
+    else:
+        target.copy_(source)

@@ -21,7 +21,7 @@ from engine.ops.gated_silu import gated_silu
 from engine.ops.rms_norm import add_rms_norm, rms_norm
 from engine.ops.rotary import rotate_and_store
 from engine.ops.slot_attention import slot_attention
-from engine.parallel import share
+from engine.parallel import overwrite, share
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -129,7 +129,7 @@ def _fill(target: Tensor, tensors: Mapping[str, Tensor], *names: str) -> None:
     """Stack named tensors into one."""
     start = 0
     for source in _sources(tensors, target.shape, names):
-        target[start : start + len(source)].copy_(source)
+        overwrite(target[start : start + len(source)], source)
         start += len(source)
 
 

@@ -16,14 +16,14 @@ import xxhash
 from torch import Tensor
 
 from engine.errors import WeightChannelError
-from engine.parallel import share
+from engine.parallel import overwrite, share
 from engine.records.manifest import Bucket, Manifest, TensorEntry
 from engine.records.version import PolicyVersion
 
 ALIGNMENT = 64
 """Bytes; a cache line, and enough for every vector load."""
 
-_PIECE = 2**19
+_PIECE = 2**20
 """Bytes that are digested while the core that brought them still has them in its cache; a multiple of ALIGNMENT."""
 
 
@@ -118,7 +118,7 @@ def _writer(entries: tuple[TensorEntry, ...], tensors: Mapping[str, Tensor],
         for index in range(max(bisect_right(starts, first) - 1, 0), bisect_left(starts, last)):
             entry, item = entries[index], targets[index].itemsize
             part = slice(max(first - entry.offset, 0) // item, (min(last - entry.offset, entry.num_bytes)) // item)
-            targets[index][part].copy_(sources[index][part])
+            overwrite(targets[index][part], sources[index][part])
             end = entry.offset + entry.num_bytes
             memory[max(end, first) : min(_aligned(end), last)].zero_()  # another version may have lain here
 

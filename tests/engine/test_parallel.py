@@ -3,7 +3,7 @@ import threading
 import pytest
 import torch
 
-from engine.parallel import share
+from engine.parallel import overwrite, share
 
 
 @pytest.fixture(params=[1, 2])
@@ -36,3 +36,15 @@ def test_an_error_reaches_the_caller(threads):
     with pytest.raises(KeyError, match="3"):
         share(fail, [3, 4])
     assert torch.get_num_threads() == threads
+
+
+def test_overwrite_copies_whatever_lies_how():
+    wide = torch.arange(12.0).view(3, 4)
+    for source in (wide, wide.t().contiguous().t(), wide.bfloat16(), wide[:, ::2].repeat(1, 2)):
+        target = torch.full((3, 4), -1.0)
+        overwrite(target, source)
+        assert torch.equal(target, source.float())
+    strided = torch.zeros(3, 8)
+    overwrite(strided[:, ::2], wide)
+    assert torch.equal(strided[:, ::2], wide)
+    assert not strided[:, 1::2].any()
