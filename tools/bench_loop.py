@@ -27,7 +27,7 @@ from engine.errors import PeriluneError
 from engine.models.packaged_model import packaged_model_folder
 from tools.bench import controller, decode_bound, generate, publish, update
 from tools.bench.subject import SMALL, Amounts, Subject, small_model
-from tools.bench.timing import load_average, machine
+from tools.bench.timing import load_average, machine, show
 
 SUBJECTS = ("controller", "publish", "bound", "generate", "update")
 
@@ -65,20 +65,6 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         show(found)
         results |= found
     return results
-
-
-def show(found: dict[str, Any], indent: str = "") -> None:
-    """Print one value a line."""
-    for name, value in found.items():
-        if isinstance(value, dict) and "median" in value:
-            value = "{median:.4g} ({least:.4g} .. {largest:.4g}, {repeats} repeats)".format(**value)
-        elif isinstance(value, dict):
-            print(f"{indent}{name}:")
-            show(value, indent + "  ")
-            continue
-        elif isinstance(value, float):
-            value = f"{value:.4g}"
-        print(f"{indent}{name}: {value}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from tools.bench.timing import load_average, machine
+from tools.bench.timing import load_average, machine, show
 
 ROWS = {
     "token_logprob": "tools.bench.token_logprob",
@@ -69,20 +69,6 @@ def measured(name: str, repeats: int, small: bool) -> dict[str, Any]:
     if "small" not in inspect.signature(measure).parameters:
         return {name: "left out: it has no tiny sizes"}
     return dict(measure(repeats, small=True))
-
-
-def show(found: dict[str, Any], indent: str = "") -> None:
-    """Print one value a line."""
-    for name, value in found.items():
-        if isinstance(value, dict) and "median" in value:
-            value = "{median:.4g} ({least:.4g} .. {largest:.4g}, {repeats} repeats)".format(**value)
-        elif isinstance(value, dict):
-            print(f"{indent}{name}:")
-            show(value, indent + "  ")
-            continue
-        elif isinstance(value, float):
-            value = f"{value:.4g}"
-        print(f"{indent}{name}: {value}", flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -48,11 +48,6 @@ def test_every_subject_is_measured_unless_told_otherwise(
     assert measured == ["controller"]
 
 
-def test_medians_are_printed_with_their_spread(capsys: pytest.CaptureFixture[str]) -> None:
-    bench_loop.show({"a": {"median": 2.0, "least": 1.0, "largest": 3.0, "repeats": 5}, "b": None})
-    assert capsys.readouterr().out == "a: 2 (1 .. 3, 5 repeats)\nb: None\n"
-
-
 def test_a_missing_model_ends_in_one_sentence(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

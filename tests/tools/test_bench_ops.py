@@ -52,8 +52,3 @@ def test_a_row_without_its_module_or_tiny_sizes_says_so(monkeypatch: pytest.Monk
     monkeypatch.setattr(sample, "measure", measure)
     assert bench_ops.measured("sample", 1, True) == {"sample": "left out: it has no tiny sizes"}
     assert bench_ops.measured("sample", 1, False) == {"repeats": 1}
-
-
-def test_medians_are_printed_with_their_spread(capsys: pytest.CaptureFixture[str]) -> None:
-    bench_ops.show({"a": {"median": 2.0, "least": 1.0, "largest": 3.0, "repeats": 5}, "m": {"b": None}})
-    assert capsys.readouterr().out == "a: 2 (1 .. 3, 5 repeats)\nm:\n  b: None\n"

@@ -48,6 +48,26 @@ def spread(values: list[float]) -> dict[str, float]:
         "repeats": len(values),
     }
 
+def show(found: Mapping[str, Any], indent: str = "") -> None:
+    """Print one value a line, what belongs together indented.
+
+    Example:
+        >>> show({"a": spread([2.0]), "m": {"b": None}})
+        a: 2 (2 .. 2, 1 repeats)
+        m:
+          b: None
+    """
+    for name, value in found.items():
+        if isinstance(value, dict) and "median" in value:
+            value = "{median:.4g} ({least:.4g} .. {largest:.4g}, {repeats} repeats)".format(**value)
+        elif isinstance(value, dict):
+            print(f"{indent}{name}:")
+            show(value, indent + "  ")
+            continue
+        elif isinstance(value, float):
+            value = f"{value:.4g}"
+        print(f"{indent}{name}: {value}", flush=True)
+
 
 def machine() -> dict[str, Any]:
     """What the numbers depend on: processor, cores, threads, versions, compiled ops."""

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from tools.bench.timing import machine, seconds_of, spread, take_turns
+import pytest
+
+from tools.bench.timing import machine, seconds_of, show, spread, take_turns
 
 
 def test_sides_take_turns_and_warm_ups_are_not_kept() -> None:
@@ -31,3 +33,8 @@ def test_a_machine_is_described_by_what_numbers_depend_on() -> None:
     assert facts["cores"] >= 1
     assert facts["threads"] >= 1
     assert len(facts["load_average"]) == 3
+
+
+def test_medians_are_printed_with_their_spread(capsys: pytest.CaptureFixture[str]) -> None:
+    show({"a": {"median": 2.0, "least": 1.0, "largest": 3.0, "repeats": 5}, "m": {"b": None}})
+    assert capsys.readouterr().out == "a: 2 (1 .. 3, 5 repeats)\nm:\n  b: None\n"
