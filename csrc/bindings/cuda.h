@@ -10,6 +10,7 @@
 #include <torch/library.h>
 
 #include <initializer_list>
+#include <optional>
 #include <utility>
 
 #include "../cuda/launch.h"
@@ -26,11 +27,17 @@ class Call {
   // All arguments must lie on one device.
   explicit Call(std::initializer_list<Named> arguments)
       : device_(arguments.begin()->second.device()), plain_(c10::autocast_dispatch_keyset) {
-    at::Device device = arguments.begin()->second.device();
-    for (const Named& named : arguments)
-      TORCH_CHECK_VALUE(named.second.device() == device, named.first, ": expected a tensor on ", device, ", got ",
-                        named.second.device());
-    stream_ = c10::cuda::getCurrentCUDAStream(device.index()).stream();
+    device_of_all_ = arguments.begin()->second.device();
+    TORCH_CHECK_VALUE(device_of_all_.is_cuda(), arguments.begin()->first, ": expected a tensor on a GPU, got ",
+                      device_of_all_);
+    for (const Named& named : arguments) also(named.first, named.second);
+    stream_ = c10::cuda::getCurrentCUDAStream(device_of_all_.index()).stream();
+  }
+
+  // One more argument, if it was given.
+  void also(const char* name, const std::optional<Tensor>& tensor) const {
+    TORCH_CHECK_VALUE(!tensor || tensor->device() == device_of_all_, name, ": expected a tensor on ", device_of_all_,
+                      ", got ", tensor->device());
   }
 
   cuda::Stream stream() const { return stream_; }
@@ -43,6 +50,7 @@ class Call {
   c10::DeviceGuard device_;
   at::AutoDispatchBelowADInplaceOrView below_autograd_;
   c10::impl::ExcludeDispatchKeyGuard plain_;
+  at::Device device_of_all_ = at::kCPU;
   cuda::Stream stream_;
 };
 

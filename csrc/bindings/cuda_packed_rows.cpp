@@ -131,6 +131,7 @@ std::tuple<Tensor, Tensor, Tensor> policy_gradient(const Tensor& logprob, const 
                                                    const std::optional<Tensor>& reference, const Tensor& cu_seqlens,
                                                    double tau, double length) {
   Call call({{"logprob", logprob}, {"coefficient", coefficient}, {"cu_seqlens", cu_seqlens}});
+  call.also("reference", reference);
   Tensor x = logprob.contiguous(), c = coefficient.contiguous(), r = dense(reference);
   Tensor starts = cu_seqlens.contiguous();
   Row row = row_of(starts, x.size(0));
@@ -148,6 +149,10 @@ Tensor policy_gradient_backward(const Tensor& coefficient, const std::optional<T
                                 const std::optional<Tensor>& g_total, const std::optional<Tensor>& g_drift,
                                 double tau, double length) {
   Call call({{"coefficient", coefficient}, {"drift", drift}, {"cu_seqlens", cu_seqlens}});
+  call.also("weight", weight);
+  call.also("g_loss", g_loss);
+  call.also("g_total", g_total);
+  call.also("g_drift", g_drift);
   Tensor c = coefficient.contiguous(), w = dense(weight), d = drift.contiguous();
   Tensor starts = cu_seqlens.contiguous();
   Tensor loss = dense(g_loss), total = dense(g_total), drifts = dense(g_drift);
