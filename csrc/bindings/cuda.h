@@ -27,17 +27,15 @@ class Call {
   // All arguments must lie on one device.
   explicit Call(std::initializer_list<Named> arguments)
       : device_(arguments.begin()->second.device()), plain_(c10::autocast_dispatch_keyset) {
-    device_of_all_ = arguments.begin()->second.device();
-    TORCH_CHECK_VALUE(device_of_all_.is_cuda(), arguments.begin()->first, ": expected a tensor on a GPU, got ",
-                      device_of_all_);
-    for (const Named& named : arguments) also(named.first, named.second);
-    stream_ = c10::cuda::getCurrentCUDAStream(device_of_all_.index()).stream();
+    at::Device device = device_.current_device();
+    TORCH_CHECK_VALUE(device.is_cuda(), arguments.begin()->first, ": expected a tensor on a GPU, got ", device);
+    for (const Named& named : arguments) expect_here(named.first, named.second);
+    stream_ = c10::cuda::getCurrentCUDAStream(device.index()).stream();
   }
 
   // One more argument, if it was given.
   void also(const char* name, const std::optional<Tensor>& tensor) const {
-    TORCH_CHECK_VALUE(!tensor || tensor->device() == device_of_all_, name, ": expected a tensor on ", device_of_all_,
-                      ", got ", tensor->device());
+    if (tensor && tensor->defined()) expect_here(name, *tensor);
   }
 
   cuda::Stream stream() const { return stream_; }
@@ -47,10 +45,14 @@ class Call {
   }
 
  private:
+  void expect_here(const char* name, const Tensor& tensor) const {
+    TORCH_CHECK_VALUE(tensor.device() == device_.current_device(), name, ": expected a tensor on ",
+                      device_.current_device(), ", got ", tensor.device());
+  }
+
   c10::DeviceGuard device_;
   at::AutoDispatchBelowADInplaceOrView below_autograd_;
   c10::impl::ExcludeDispatchKeyGuard plain_;
-  at::Device device_of_all_ = at::kCPU;
   cuda::Stream stream_;
 };
 

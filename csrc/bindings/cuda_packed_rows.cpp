@@ -9,21 +9,18 @@
 #include <vector>
 
 #include "../cuda/packed_rows.h"
+#include "packed_rows.h"
 
 namespace {
 
 using at::Tensor;
 using perilune::Call;
+using perilune::data_of;
+using perilune::dense;
 using perilune::Real;
+using perilune::real_of;
 using perilune::cuda::Row;
 namespace cuda = perilune::cuda;
-
-Real real_of(const Tensor& tensor, const char* argument) {
-  if (tensor.scalar_type() == at::kFloat) return Real::float32;
-  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kDouble, argument, ": expected float32 or float64, got ",
-                    tensor.scalar_type());
-  return Real::float64;
-}
 
 // The tensor, contiguous, must outlive the result.
 Row row_of(const Tensor& cu_seqlens, int64_t tokens) {
@@ -119,12 +116,6 @@ std::tuple<Tensor, Tensor> version_mask(const Tensor& versions, const Tensor& ca
                                  trained - max_staleness, trained, mask.mutable_data_ptr<bool>(),
                                  counts.mutable_data_ptr<int64_t>(), call.stream()), "version_mask");
   return {mask, counts};
-}
-
-const void* data_of(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
-
-Tensor dense(const std::optional<Tensor>& tensor) {
-  return tensor && tensor->defined() ? tensor->contiguous() : Tensor();
 }
 
 std::tuple<Tensor, Tensor, Tensor> policy_gradient(const Tensor& logprob, const Tensor& coefficient,

@@ -15,18 +15,15 @@
 #include "../ops/packed_rows.h"
 #include "../ops/policy_gradient.h"
 #include "../ops/segments.h"
+#include "packed_rows.h"
 
 namespace {
 
 using at::Tensor;
+using perilune::data_of;
+using perilune::dense;
 using perilune::Real;
-
-Real real_of(const Tensor& tensor, const char* argument) {
-  if (tensor.scalar_type() == at::kFloat) return Real::float32;
-  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kDouble, argument, ": expected float32 or float64, got ",
-                    tensor.scalar_type());
-  return Real::float64;
-}
+using perilune::real_of;
 
 // Why `segment_starts` refused.
 void refuse_segment(const Tensor& segment, int64_t segments) {
@@ -161,12 +158,6 @@ std::tuple<Tensor, Tensor> version_mask(const Tensor& versions, const Tensor& ca
     TORCH_CHECK_VALUE(false, "versions: expected none above ", trained, ", the version being trained, got ",
                       *std::max_element(stamp, stamp + stamps.numel()));
   return {mask, counts};
-}
-
-const void* data_of(const Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
-
-Tensor dense(const std::optional<Tensor>& tensor) {
-  return tensor && tensor->defined() ? tensor->contiguous() : Tensor();
 }
 
 std::tuple<Tensor, Tensor, Tensor> policy_gradient(const Tensor& logprob, const Tensor& coefficient,

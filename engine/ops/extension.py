@@ -104,7 +104,7 @@ def register(
     """Make ``perilune::name`` callable on every device and visible to ``torch.compile``.
 
     The reference serves every device that has no kernel of its own. With the extension loaded the schema
-    already stands in ``csrc/bindings/schema.cpp``; without it, it is defined here.
+    already stands in ``csrc/bindings``; without it, it is defined here.
 
     Returns:
         The op, as a Python callable.

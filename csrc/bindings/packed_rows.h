@@ -1,0 +1,24 @@
+// What the bindings of packed rows share on every device: the type of a real tensor, tensors that may be left out.
+#pragma once
+#include <ATen/core/Tensor.h>
+
+#include <optional>
+
+#include "../ops/segments.h"
+
+namespace perilune {
+
+inline Real real_of(const at::Tensor& tensor, const char* argument) {
+  if (tensor.scalar_type() == at::kFloat) return Real::float32;
+  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kDouble, argument, ": expected float32 or float64, got ",
+                    tensor.scalar_type());
+  return Real::float64;
+}
+
+inline const void* data_of(const at::Tensor& tensor) { return tensor.defined() ? tensor.const_data_ptr() : nullptr; }
+
+inline at::Tensor dense(const std::optional<at::Tensor>& tensor) {
+  return tensor && tensor->defined() ? tensor->contiguous() : at::Tensor();
+}
+
+}  // namespace perilune
