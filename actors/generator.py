@@ -9,12 +9,9 @@ from typing import Any
 import torch
 
 from engine.config.run import RunConfig
-from engine.config.schedule import InFlight
 from engine.errors import WeightChannelError
 from engine.faults import reach
-from engine.generate.native import NativeSampler
-from engine.models.decoder import Decoder
-from engine.models.policy import DTYPES
+from engine.generate.samplers import build_sampler
 from engine.models.tokenizer import PolicyTokenizer
 from engine.records.work import GeneratorOrder, GeneratorReport
 from engine.weights.channel import open_receiver
@@ -35,23 +32,14 @@ class Generator:
             slots: trajectories that decode at once.
             threads: compute threads.
         """
-        from transformers import AutoConfig
-
         self._name = name
         self._role = name.partition("#")[0].partition("-")[0]
         self._threads = threads
         self._mode = config.schedule.in_flight
         torch.set_num_threads(threads)
         tokenizer = PolicyTokenizer.from_folder(Path(folder), config.rollout.stop_token_ids)
-        rollout, generator = config.rollout, config.generator
-        context = generator.context_tokens or rollout.max_prompt_tokens + rollout.max_response_tokens
-        # At bound 0 nothing is older, and a generator that took over must repeat the bits of the one it follows.
-        park = self._mode is InFlight.keep_cache and config.schedule.max_staleness > 0
-        decoder = Decoder(AutoConfig.from_pretrained(folder), DTYPES[generator.precision], context)
-        self.sampler = NativeSampler(
-            decoder, slots, generator.prefill_tokens, context_tokens=context,
-            stop_ids=tokenizer.stop_ids, repetition=rollout.repetition, seed=config.seed, park=park,
-        )
+        self.sampler = build_sampler(config, folder, slots=slots, threads=threads, stop_ids=tokenizer.stop_ids,
+                                     name=name)
         self._receiver = open_receiver(config.weights, run_id)
         reach(f"{self._role}.start")
 

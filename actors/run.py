@@ -105,6 +105,8 @@ def _live(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSign
 def _life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSignal, restarts: Restarts,
           resumed: bool) -> dict[str, Any]:
     observer = Observer(config, folder)
+    for sentence in checked.said:
+        observer.say(sentence)
     model = str(checked.folder or warm_start(config, checked.prompts, observer.say))
     clean_leftovers(Path(config.weights.folder))
     cluster = open_cluster(config.cluster, folder.run_id)
@@ -182,3 +184,5 @@ def dry_run(config: RunConfig, config_text: str, say: Callable[[str], None] = pr
     say(config_text)
     say(json.dumps(needs(config, checked.architecture), indent=2))
     say(f"{len(checked.prompts.train)} training and {len(checked.prompts.heldout)} held-out prompts")
+    for sentence in checked.said:
+        say(sentence)

@@ -17,9 +17,10 @@ import numpy as np
 
 from engine.config.cluster import ClusterKind
 from engine.config.model import ModelSource
-from engine.config.rollout import GeneratorKind, Precision
+from engine.config.rollout import Precision
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, ModelError
+from engine.generate.samplers import check_sampler
 from engine.losses.objective import build_loss
 from engine.models.policy import model_folder
 from engine.models.tokenizer import PolicyTokenizer, character_tokenizer
@@ -39,6 +40,8 @@ class Checked:
     """Of the first weights; None for a policy that is made from nothing."""
     architecture: dict[str, Any]
     """The model's config.json; empty for a policy made from nothing."""
+    said: tuple[str, ...]
+    """Sentences for whoever starts the run: what it may count on less than usual."""
 
 
 def check(config: RunConfig) -> Checked:
@@ -50,8 +53,6 @@ def check(config: RunConfig) -> Checked:
         PromptError: prompt source.
     """
     build_loss(config.loss)
-    if config.generator.kind is not GeneratorKind.native:
-        raise ConfigError("generator.kind", config.generator.kind.value, "only native is built in here")
     prompts = load_prompts(config.prompts)
     for kind in sorted({p.kind for p in (*prompts.train, *prompts.heldout)}):
         check_kind(kind, config.reward)
@@ -66,7 +67,7 @@ def check(config: RunConfig) -> Checked:
         context = int(architecture.get("max_position_embeddings", 0))
     _check_lengths(config, prompts, tokenizer, context)
     _check_room(config, architecture)
-    return Checked(prompts, tokenizer, folder, architecture)
+    return Checked(prompts, tokenizer, folder, architecture, tuple(check_sampler(config, architecture)))
 
 
 def _check_lengths(config: RunConfig, prompts: PromptSet, tokenizer: PolicyTokenizer, context: int) -> None:

@@ -27,7 +27,7 @@ from engine.errors import ConfigError
 from engine.generate.cache import ParkedSlots, SlotTable
 from engine.generate.partial import OpenTrajectory
 from engine.generate.repetition import RepetitionWatch
-from engine.generate.sampler import StagedWeights
+from engine.generate.sampler import Abilities, StagedWeights
 from engine.generate.stop import StopRule
 from engine.models.decoder import Decoder
 from engine.ops.sample import random_key, sample
@@ -44,6 +44,8 @@ _NO_WEIGHTS = PolicyVersion(0, -1)
 
 class NativeSampler:
     """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
+
+    abilities = Abilities(counter_streams=True, equal_bits=True)
 
     def __init__(self, decoder: Decoder, slots: int, prefill_tokens: int, *, context_tokens: int,
                  stop_ids: Iterable[int], repetition: RepetitionConfig, seed: int, park: bool = False) -> None:
