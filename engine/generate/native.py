@@ -44,7 +44,6 @@ _NO_WEIGHTS = PolicyVersion(0, -1)
 
 class NativeSampler:
     """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
-
     abilities = Abilities(counter_streams=True, equal_bits=True)
 
     def __init__(self, decoder: Decoder, slots: int, prefill_tokens: int, *, context_tokens: int,

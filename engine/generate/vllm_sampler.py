@@ -14,9 +14,7 @@ away at a swap unless they shall stay.
 from __future__ import annotations
 
 import asyncio
-import os
-from collections.abc import Coroutine, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -43,6 +41,7 @@ from engine.config.rollout import GeneratorConfig
 from engine.config.schedule import InFlight
 from engine.errors import ActorError, ConfigError
 from engine.generate.token_engine import Arrival, Ask
+from engine.generate.vllm_processes import cache_bytes, end_with_owner, inherited
 from engine.generate.vllm_weights import Layout, Parcel, unpack
 
 TRANSFER = "perilune"
@@ -67,6 +66,10 @@ class StagedTransfer(WeightTransferEngine[Nothing, Delivered]):
 
     init_info_cls = Nothing
     update_info_cls = Delivered
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        end_with_owner()
 
     def init_transfer_engine(self, init_info: Nothing) -> None:
         """Nothing is shared before the first version."""
@@ -119,38 +122,6 @@ def check_support(architecture: Mapping[str, Any]) -> None:
                               f"{', '.join(map(str, sizes))}: use generator=native")
 
 
-def _cache_bytes(architecture: Any, config: GeneratorConfig, slots: int, context: int) -> int | None:
-    """Bytes of the key-value cache; None leaves it to vLLM, which takes its share of the device."""
-    if config.vllm.kv_cache_gib or not current_platform.is_cpu():
-        return int(config.vllm.kv_cache_gib * 2**30) or None
-    block = 128  # positions, vLLM's own choice on a CPU
-    positions = (slots * -(-context // block) + 1) * block
-    size = getattr(architecture, "head_dim", None) or architecture.hidden_size // architecture.num_attention_heads
-    width = 2 * architecture.num_key_value_heads * size
-    item = 4 if config.precision.value == "float32" else 2
-    return positions * width * item * int(architecture.num_hidden_layers)
-
-
-@contextmanager
-def _environment(threads: int, deadline_s: float) -> Iterator[None]:
-    """What vLLM's processes inherit: threads that are counted but bound to no core, and silence."""
-    wanted = {
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn", "OMP_NUM_THREADS": str(threads),
-        "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_ENGINE_READY_TIMEOUT_S": str(int(deadline_s)),
-        "VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": os.environ.get("VLLM_LOGGING_LEVEL", "ERROR"),
-    }
-    before = {name: os.environ.get(name) for name in wanted}
-    os.environ.update(wanted)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-
-
 class VllmEngine:
     """One vLLM engine; see :class:`engine.generate.token_engine.TokenEngine`."""
 
@@ -187,11 +158,12 @@ class VllmEngine:
             max_num_batched_tokens=config.vllm.max_num_batched_tokens or None,
             enforce_eager=config.vllm.enforce_eager, enable_prefix_caching=config.vllm.prefix_caching,
             gpu_memory_utilization=config.vllm.gpu_memory_utilization, enable_sleep_mode=self._sleeps,
-            kv_cache_memory_bytes=_cache_bytes(architecture, config, slots, context), disable_log_stats=True,
+            kv_cache_memory_bytes=cache_bytes(architecture, config, slots, context, current_platform.is_cpu()),
+            disable_log_stats=True,
             weight_transfer_config=WeightTransferConfig(backend=TRANSFER),
             worker_extension_cls=f"{__name__}.{KnowsTransfer.__name__}",
         )
-        with _environment(threads, self._config.start_timeout_s):
+        with inherited(threads, self._config.start_timeout_s):
             self._llm = self._run(_open(options), "starting vLLM", self._config.start_timeout_s)
 
     def _run(self, work: Coroutine[Any, Any, T], during: str, deadline_s: float) -> T:
