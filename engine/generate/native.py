@@ -44,6 +44,7 @@ _NO_WEIGHTS = PolicyVersion(0, -1)
 
 class NativeSampler:
     """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
+
     abilities = Abilities(counter_streams=True, equal_bits=True)
 
     def __init__(self, decoder: Decoder, slots: int, prefill_tokens: int, *, context_tokens: int,
@@ -195,8 +196,7 @@ class NativeSampler:
         cut = lengths >= self._cut_length[ready]
         deliveries = []
         for row in np.flatnonzero(ended | cut):
-            token, length, limit = int(tokens[row]), int(lengths[row]), int(limits[row])
-            reason = self._stop.reason(token, length, limit, bool(looping[row]))
+            reason = self._stop.reason(int(tokens[row]), int(lengths[row]), int(limits[row]), bool(looping[row]))
             deliveries.append(self._leave(int(ready[row]), reason))
         return deliveries
 

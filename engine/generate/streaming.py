@@ -34,6 +34,7 @@ _NO_WEIGHTS = PolicyVersion(0, -1)
 
 class StreamingSampler:
     """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
+
     abilities = Abilities(counter_streams=False, equal_bits=False)
 
     def __init__(self, engine: TokenEngine, slots: int, *, context_tokens: int, vocabulary: int,
