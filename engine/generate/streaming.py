@@ -126,8 +126,9 @@ class StreamingSampler:
         ended = {arrival.key: arrival.spans for arrival in arrivals if arrival.spans is not None}
         looping = [a.key for a in arrivals if a.key not in ended and self._open[a.key].looping]
         # What they say beyond the loop is not theirs any more.
-        ended |= {rest.key: rest.spans for rest in self._engine.stop(looping)} if looping else {}
-        return [self._leave(key, spans) for key, spans in ended.items() if spans is not None]
+        rests = self._engine.stop(looping) if looping else []
+        ended |= {rest.key: rest.spans for rest in rests if rest.spans is not None}
+        return [self._leave(key, spans) for key, spans in ended.items()]
 
     def _absorb(self, arrivals: Sequence[Arrival]) -> None:
         """Take in tokens place by place, so that one look for loops serves all slots."""

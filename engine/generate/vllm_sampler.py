@@ -270,6 +270,7 @@ class VllmEngine:
             task.cancel()
         self._loop.run_until_complete(asyncio.gather(*open_tasks, return_exceptions=True))
         self._loop.close()
+        del self._llm  # its finaliser wants an interpreter that is not ending
 
 
 async def _open(options: AsyncEngineArgs) -> AsyncLLM:
@@ -278,6 +279,8 @@ async def _open(options: AsyncEngineArgs) -> AsyncLLM:
 
 def _arrival(key: str, output: RequestOutput) -> Arrival:
     (answer,) = output.outputs
+    if answer.finish_reason == "error":
+        raise RuntimeError(f"request {key} ended with an error")
     tokens = list(answer.token_ids)
     said = answer.logprobs or []
     logprobs = [said[place][token].logprob for place, token in enumerate(tokens)]

@@ -33,7 +33,7 @@ def test_every_kind_says_what_it_promises() -> None:
 
 def test_the_native_sampler_is_built_from_an_architecture_alone(tmp_path: Path) -> None:
     tiny_config().save_pretrained(tmp_path)
-    options = config(GeneratorConfig(slots=3, context_tokens=32))
+    options = config(rollout=RolloutConfig(max_prompt_tokens=16, max_response_tokens=16))
     sampler = build_sampler(options, str(tmp_path), slots=3, threads=1, stop_ids=frozenset([1]), name="generator-0#1")
     assert isinstance(sampler, NativeSampler)
     assert sampler.idle
