@@ -86,7 +86,7 @@ def _check_vllm(config: RunConfig, architecture: dict[str, Any]) -> None:
         raise ConfigError("generator.kind", "vllm", "vLLM is not installed here: use generator=native, or see "
                           "docs/vllm.md (make test-vllm makes an environment that has it)")
     try:
-        from engine.generate import vllm_sampler
+        import engine.generate.vllm_sampler as vllm_sampler
     except (ImportError, AttributeError) as error:
         raise ConfigError("generator.kind", "vllm", f"vLLM {_installed()} lacks what Perilune calls ({error}): "
                           "install 0.32, see docs/vllm.md") from error

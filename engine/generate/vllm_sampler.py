@@ -265,12 +265,16 @@ class VllmEngine:
             return
         self._llm.shutdown(timeout=self._config.step_timeout_s)
         self._parcel.close()
-        open_tasks = asyncio.all_tasks(self._loop)
-        for task in open_tasks:
-            task.cancel()
-        self._loop.run_until_complete(asyncio.gather(*open_tasks, return_exceptions=True))
+        self._loop.run_until_complete(_cancel_others())
         self._loop.close()
         del self._llm  # its finaliser wants an interpreter that is not ending
+
+
+async def _cancel_others() -> None:
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
 
 
 async def _open(options: AsyncEngineArgs) -> AsyncLLM:

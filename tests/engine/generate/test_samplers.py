@@ -61,7 +61,7 @@ def test_with_vllm_what_it_cannot_do_is_said_before_anything_starts() -> None:
     sync = ScheduleConfig(max_staleness=0)
     (sentence,) = check_sampler(config(VLLM, schedule=sync), {})
     assert "does not repeat bits" in sentence
-    assert check_sampler(config(VLLM, schedule=replace(sync, max_staleness=1)), {}) == []
+    assert check_sampler(config(VLLM, schedule=replace(sync, kind="async", max_staleness=1)), {}) == []
     with pytest.raises(ConfigError, match=r"rollout\.temperature=0\.001.*0\.01 or above"):
         check_sampler(config(VLLM, rollout=RolloutConfig(temperature=0.001)), {})
     narrow = ModelConfig(source=ModelSource.scratch, scratch=ScratchConfig(width=32, heads=2))
