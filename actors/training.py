@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.config.run import Only
 from engine.faults import reach
+from engine.records import arrival
 from engine.records import event as ev
 from engine.records.manifest import Manifest
 from engine.records.trajectory import DropReason
@@ -57,6 +58,7 @@ class Training:
         if report.committed:
             driver.ledger.consume(ids, report.carried_tokens, report.masked_tokens)
             self.manifest = manifest
+            driver.note(arrival.Committed(report.version, "" if manifest is None else manifest.digest))
             # Before the controller hears of it, which may write a checkpoint at once.
             driver.observer.updated(report, len(ids), driver.replay("metrics") | driver.ledger.metrics())
         else:
