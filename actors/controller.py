@@ -140,6 +140,8 @@ class Controller:
     def _updated(self, event: ev.Updated) -> None:
         for group_id in sorted(self.roster.training):
             self.roster.remove(group_id)
+        if event.last:
+            self._updates = event.version.updates
         if event.committed:
             self.version = event.version
             self._commands.append(ev.Publish(event.version))

@@ -92,6 +92,12 @@ class Driver:
         train, updates = self.config.train, self.config.learning.updates
         return num_updates(train.rollouts, updates) if train.only is Only.learn else updates
 
+    @property
+    def time_is_up(self) -> bool:
+        """All the time that training was given is used; asked between updates."""
+        limit = self.config.learning.max_seconds
+        return bool(limit) and self.observer.train_seconds >= limit
+
     # ---- the loop ------------------------------------------------------------------------------
 
     @property

@@ -80,7 +80,8 @@ def _complete(config: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
     if config.train.only is Only.rollout or not folder.summary_file.exists():
         return None
     summary: dict[str, Any] = json.loads(folder.summary_file.read_text())
-    if summary["updates"] < config.learning.updates:
+    limit = config.learning.max_seconds
+    if summary["updates"] < config.learning.updates and not (limit and summary["train_seconds"] >= limit):
         return None
     if not config.run.quiet:
         print(f"{folder.path} is complete: {summary['updates']} updates", flush=True)

@@ -65,7 +65,7 @@ class Training:
             driver.observer.say("the update was not finite and is not committed; its groups are dropped")
             driver.ledger.drop(ids, DropReason.non_finite)
         driver.ledger.check()
-        driver.feed(ev.Updated(report.version, report.committed))
+        driver.feed(ev.Updated(report.version, report.committed, driver.time_is_up))
         reach("driver.updated")
         if report.committed:
             driver.evaluator.consider(report.version, manifest)

@@ -32,6 +32,7 @@ def fake_driver(config: RunConfig) -> Any:
     fake = MagicMock()
     fake.config = config
     fake.asked = []
+    fake.time_is_up = False
     fake.later = lambda answer, actor, method, *arguments: fake.asked.append(
         Asked(answer, actor, method, arguments)
     )
