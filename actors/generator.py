@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from actors.object_store import open_object_store
 from engine.config.run import RunConfig
 from engine.config.schedule import InFlight
 from engine.errors import WeightChannelError
@@ -52,7 +53,7 @@ class Generator:
             decoder, slots, generator.prefill_tokens, context_tokens=context,
             stop_ids=tokenizer.stop_ids, repetition=rollout.repetition, seed=config.seed, park=park,
         )
-        self._receiver = open_receiver(config.weights, run_id)
+        self._receiver = open_receiver(config.weights, run_id, open_object_store(config))
         reach(f"{self._role}.start")
 
     def advance(self, order: GeneratorOrder) -> GeneratorReport:

@@ -22,7 +22,7 @@ from engine.config.run import Only, RunConfig
 from engine.errors import ActorError, CheckpointError, ConfigError
 from engine.preflight import Checked, check, needs
 from engine.run_folder import RunFolder
-from engine.weights.shared_memory import clean_leftovers
+from engine.weights.channel_folder import clean_leftovers
 
 
 class StopSignal:
