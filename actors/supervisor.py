@@ -75,16 +75,15 @@ class Supervisor:
         """
         config = self._config
         shared = {"config": config, "folder": self._folder, "run_id": self._run_id}
-        threads = config.cluster.threads
+        samples = config.train.only is not Only.learn
+        roles = [f"generator-{i}" for i in range(config.generator.num_generators)] if samples else []
+        self._cluster.reserve(["replay", "learner", "judge", "evaluator", *roles])
         self._cluster.start("replay", Replay, {"config": config})
         self._cluster.start("learner", Learner, {**shared, "dumps": self._dumps},
-                            cpus=config.cluster.learner_cpus, threads=threads.learner)
+                            threads=config.cluster.threads.learner)
         self.judge = self._start("judge")
         self.evaluator = self._start("evaluator")
-        if config.train.only is not Only.learn:
-            self.generators = [
-                self._start(f"generator-{i}") for i in range(config.generator.num_generators)
-            ]
+        self.generators = [self._start(role) for role in roles]
         for name in ("replay", "learner", self.judge, self.evaluator, *self.generators):
             ask(self._cluster, name, "metrics", deadline_s=config.cluster.start_deadline_s)
 
@@ -101,7 +100,7 @@ class Supervisor:
             "config": config, "name": name, "folder": self._folder, "run_id": self._run_id,
             "slots": config.evaluation.slots if evaluates else config.generator.slots, "threads": count,
         }
-        self._cluster.start(name, Generator, arguments, cpus=config.cluster.generator_cpus, threads=count)
+        self._cluster.start(name, Generator, arguments, threads=count)
         return name
 
     def replaced(self, name: str) -> bool:
