@@ -35,7 +35,8 @@ class RayCluster:
         """
         self._config = config
         self._handles: dict[str, Any] = {}
-        self._places: dict[str, tuple[Any, int]] = {}
+        self._places: dict[str, tuple[Place, Any, int]] = {}
+        """Actor without incarnation -> its place, Ray's placement group of it, and the bundle there."""
         self._session = RaySession(config, run_id)
         self._ray = self._session.ray
 
@@ -43,7 +44,7 @@ class RayCluster:
         """Ask Ray for placement groups that hold all actors of a run.
 
         Raises:
-            ClusterError: the cluster lacks a resource, or what it has does not become free in time.
+            ClusterError: the cluster lacks a resource.
         """
         places = plan(actors, self._config)
         missing = lack(places, [node["Resources"] for node in self._ray.nodes() if node["Alive"]])
@@ -52,12 +53,11 @@ class RayCluster:
         for place in places:
             group = self._ray.util.placement_group(list(place.bundles), strategy=place.strategy)
             for index, names in enumerate(place.actors):
-                self._places.update(dict.fromkeys(names, (group, index)))
-        for place in places:
-            self._await_room(place)
+                self._places.update(dict.fromkeys(names, (place, group, index)))
 
-    def _await_room(self, place: Place) -> None:
-        group, deadline_s = self._places[place.actors[0][0]][0], self._config.start_deadline_s
+    def _await_room(self, place: Place, group: Any) -> None:
+        """Until the group is placed, at the start or anew after a node left."""
+        deadline_s = self._config.start_deadline_s
         if not group.wait(deadline_s):
             asked = wanting([place], self._ray.available_resources())
             raise ClusterError(
@@ -67,7 +67,11 @@ class RayCluster:
 
     def start(self, name: str, factory: Callable[..., Any], arguments: dict[str, Any], *,
               threads: int = 1) -> None:
-        """Make an actor process, in the place that was reserved for it."""
+        """Make an actor process, in the place that was reserved for it.
+
+        Raises:
+            ClusterError: its place does not become free in time.
+        """
         environment = {
             "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false",
         }
@@ -76,9 +80,11 @@ class RayCluster:
             "num_cpus": asked.pop("CPU", 0.0), "num_gpus": asked.pop("GPU", 0.0), "resources": asked,
             "name": name, "max_concurrency": 1, "max_restarts": 0, "runtime_env": {"env_vars": environment},
         }
-        if (place := self._places.get(name.partition("#")[0])) is not None:
+        if (found := self._places.get(name.partition("#")[0])) is not None:
+            place, group, bundle = found
+            self._await_room(place, group)
             strategies = self._ray.util.scheduling_strategies
-            options["scheduling_strategy"] = strategies.PlacementGroupSchedulingStrategy(*place)
+            options["scheduling_strategy"] = strategies.PlacementGroupSchedulingStrategy(group, bundle)
         self._handles[name] = self._ray.remote(factory).options(**options).remote(**arguments)
 
     def look(self, name: str, path: Path) -> tuple[str, bool]:
@@ -136,7 +142,7 @@ class RayCluster:
                 self._ray.wait(asked, num_returns=len(asked), timeout=CLOSE_DEADLINE_S)
             for name in list(self._handles):
                 self.kill(name)
-            for group in {id(group): group for group, _ in self._places.values()}.values():
+            for group in {id(group): group for _, group, _ in self._places.values()}.values():
                 self._ray.util.remove_placement_group(group)
         finally:
             self._session.close()

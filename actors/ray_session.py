@@ -87,9 +87,9 @@ def explain(address: str, error: Exception) -> str:
     if "Version mismatch" in text:
         return (f"{where} runs other versions than this environment ({text}): install the cluster's Ray and Python "
                 "here")
-    if address != "local" and ("authentic" in text.lower() or "token" in text.lower()):
-        return (f"{where} does not take this process's token ({text}): set RAY_AUTH_MODE=token and "
-                f"RAY_AUTH_TOKEN_PATH to a file with the cluster's token; {GUIDE}")
+    if address != "local" and isinstance(error, ConnectionError):
+        return (f"{where} does not let this process in ({text}): if the cluster asks for a token, set "
+                f"RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH to a file that holds it; {GUIDE}")
     return (f"Ray did not start with {where}: {text}. End a Ray session left over from before, or try "
             "cluster=serial")
 
@@ -135,6 +135,10 @@ class RaySession:
             ray.shutdown()
             self._clean()
             return error
+        except SystemExit as error:  # how Ray gives up on something that listens but is not a Ray
+            if not self.joined:
+                raise
+            return ConnectionError(f"Ray ended its attempt with {error.code}")
         return None
 
     def _private(self, run_id: str) -> dict[str, Any]:
