@@ -235,7 +235,7 @@ class Driver:
         self.note(arrival.Died(old))
         new = self.supervisor.replace(error)
         self.observer.totals["restarts"] += 1
-        self.observer.say(f"{error}; {new} takes its place")
+        self.observer.say(f"{error}; {new or 'nobody'} takes its place")
         self._calls = [call for call in self._calls if call.pending.actor != old]
         if old.startswith("evaluator"):
             self.evaluator.abandon()
@@ -245,7 +245,8 @@ class Driver:
         else:
             self.generation.lost(old)
             self.feed(ev.GeneratorLost(old))
-            self.generation.welcome(new)
+            if new:
+                self.generation.welcome(new)
 
     # ---- commands of its own -------------------------------------------------------------------
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -114,9 +115,19 @@ def needs(config: RunConfig, architecture: dict[str, Any]) -> dict[str, Any]:
         "weight_channel_bytes": parameters * generator * 2,
         "checkpoint_bytes_each": parameters * 12,
         "processes": processes if config.cluster.kind is ClusterKind.ray else ["all in this one"],
-        "cpus_asked_of_ray": config.cluster.learner_cpus
-        + config.cluster.generator_cpus * (config.generator.num_generators + 1),
+        "asked_of_ray": _asked_of_ray(config),
     }
+
+
+def _asked_of_ray(config: RunConfig) -> dict[str, float]:
+    """CPUs, GPUs and other resources of all actors together; what is 0 is left out."""
+    asked, total = config.cluster.resources, Counter[str]()
+    counts = {"generator": config.generator.num_generators}
+    for role in fields(asked):
+        one = getattr(asked, role.name)
+        for name, amount in {"cpus": one.cpus, "gpus": one.gpus, **one.custom}.items():
+            total[name] += amount * counts.get(role.name, 1)
+    return {name: amount for name, amount in total.items() if amount}
 
 
 def _check_room(config: RunConfig, architecture: dict[str, Any]) -> None:
