@@ -29,10 +29,12 @@ from engine.ops.token_logprob import token_logprob
 from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
+from engine.trace import span, spanned
 
 MAX_NON_FINITE_UPDATES = 3
 
 
+@spanned("forward")
 def score_row(network: Any, row: PackedRow, want_entropy: bool = False) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of the loss-carrying tokens of a row: [M] and [M], fp32 nats.
 
@@ -144,6 +146,7 @@ class LearnerCore:
         bounds = [round(index * len(batches) / steps) for index in range(steps + 1)]
         return [batches[start:stop] for start, stop in pairwise(bounds)]
 
+    @spanned("pack")
     def _rows(self, minibatch: list[list[Sample]], first: bool,
               accounts: Accounts) -> tuple[list[PackedRow], LossScale]:
         """Rows to forward, and the sizes of the whole minibatch."""
@@ -176,7 +179,8 @@ class LearnerCore:
             if not bool(torch.isfinite(output.loss.detach() + gap)):
                 self.optimiser.discard()
                 return math.nan
-            output.loss.backward()
+            with span("backward"):
+                output.loss.backward()
             self.optimiser.collect()
             parts = {"loss": output.loss.detach(), "logprob_gap_mean_nats_sum": gap, **output.metrics}
             for name, part in parts.items():
