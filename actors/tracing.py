@@ -120,7 +120,7 @@ class Tracer:
             return
         lane = self._lanes[actor]
         lane.calls += 1
-        self._idle[_role(actor)].discard(actor)
+        self._idle[role_of(actor)].discard(actor)
         if lane.calls == 1 and lane.last:
             lane.waits.append((self._call, now()))
 
@@ -135,7 +135,7 @@ class Tracer:
         yield
         self._handling = False
         args = {"out_s": round(received - sent, 6), "ran_s": round(ran, 6), "items": _items(value)}
-        self._writer.slice(DRIVER, f"{_role(actor)}: {method}", received, now(), args)
+        self._writer.slice(DRIVER, f"{role_of(actor)}: {method}", received, now(), args)
         self._settle(actor)
 
     @contextmanager
@@ -160,7 +160,7 @@ class Tracer:
     def left(self, actor: str) -> None:
         """An actor died; its lane ends."""
         self._lanes.pop(actor, None)
-        self._idle[_role(actor)].discard(actor)
+        self._idle[role_of(actor)].discard(actor)
 
     def close(self) -> None:
         """Finish the file; whoever waits still has waited until now."""
@@ -235,8 +235,8 @@ class Tracer:
         """After an answer was handled: who waits now, and for what."""
         at = now()
         if actor in self._lanes and self._lanes[actor].calls == 0:
-            self._idle[_role(actor)].add(actor)
-            self._lanes[actor].waits.append((waits_for(_role(actor), self._controller), at))
+            self._idle[role_of(actor)].add(actor)
+            self._lanes[actor].waits.append((waits_for(role_of(actor), self._controller), at))
         for role, actors in self._idle.items():
             lacks = waits_for(role, self._controller)
             if lacks != self._lacks.get(role):
@@ -245,7 +245,8 @@ class Tracer:
                     self._lanes[name].waits.append((lacks, at))
 
 
-def _role(actor: str) -> str:
+def role_of(actor: str) -> str:
+    """``generator`` of ``generator-0#1``."""
     return actor.partition("#")[0].partition("-")[0]
 
 
@@ -257,11 +258,12 @@ def _spans(value: Any) -> Sequence[Span]:
 
 def _extent(value: Any, spans: Sequence[Span], received: float) -> tuple[float, float]:
     """From when to when it worked; an answer that tells nothing of it took no time."""
-    if isinstance(value, GeneratorReport) and value.busy:
-        return value.busy[0][0], value.busy[-1][1]
-    if spans:
-        return min(one.start for one in spans), max(one.stop for one in spans)
-    return received, received
+    told = [(one.start, one.stop) for one in spans]
+    if isinstance(value, GeneratorReport):
+        told += value.busy
+    elif isinstance(value, tuple) and spans:
+        told.append(value[0].busy)
+    return min((start for start, _ in told), default=received), max((stop for _, stop in told), default=received)
 
 
 def _items(value: Any) -> int:

@@ -8,7 +8,6 @@ changes nothing; an update in which every step was so is not committed.
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
 from collections.abc import Sequence
 from itertools import pairwise
@@ -29,7 +28,7 @@ from engine.ops.token_logprob import token_logprob
 from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
-from engine.trace import span, spanned
+from engine.trace import now, span, spanned
 
 MAX_NON_FINITE_UPDATES = 3
 
@@ -84,7 +83,7 @@ class LearnerCore:
             NonFiniteError: a reward is not finite, or several updates in a row had no finite step.
         """
         assert groups, "an update consumes at least one group"
-        began = time.time()
+        began = now()
         accounts = Accounts()
         batches = samples_of(groups, self.loss, self.config.reward, self._rule(), accounts)
         if self.config.learning.reset_optimiser:
@@ -104,7 +103,7 @@ class LearnerCore:
             self.version = self.version.next()
         return UpdateReport(
             self.version, committed, accounts.carried, dict(accounts.masked),
-            self._metrics(sums, norms, rate, accounts), dict(accounts.staleness), (began, time.time()),
+            self._metrics(sums, norms, rate, accounts), dict(accounts.staleness), (began, now()),
         )
 
     @staticmethod
