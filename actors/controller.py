@@ -178,6 +178,11 @@ class Controller:
         return self._checkpoint_due and not self.roster.training
 
     @property
+    def checkpointing(self) -> bool:
+        """Nothing new is handed out until a checkpoint is written."""
+        return self._barrier
+
+    @property
     def _next_version(self) -> int:
         """Version that the next update will train."""
         return self.version.updates + bool(self.roster.training)

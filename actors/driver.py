@@ -21,6 +21,7 @@ from actors.judging import Judging
 from actors.observer import Observer
 from actors.study import num_updates, study
 from actors.supervisor import Supervisor
+from actors.tracing import Tracer
 from actors.training import Training
 from engine.config.run import Only, RunConfig
 from engine.errors import ActorError
@@ -32,6 +33,7 @@ from engine.records import event as ev
 from engine.records.codec import encode
 from engine.replay.ledger import Ledger
 from engine.run_folder import RunFolder
+from engine.trace import now as wall_clock
 
 POLL_S = 0.5
 STOP_GRACE_S = 6.0
@@ -44,6 +46,8 @@ class Call:
     pending: Pending
     deadline: float
     answer: Callable[[Any], None]
+    sent: float
+    """Wall clock, for the trace."""
 
 
 class Driver:
@@ -67,6 +71,7 @@ class Driver:
             num_generators=config.generator.num_generators,
         )
         self.arrivals = folder.arrivals_file.open("ab")
+        self.tracer = Tracer(config, folder, self.controller)
         self.generation = Generation(self)
         self.judging = Judging(self)
         self.training = Training(self)
@@ -114,6 +119,7 @@ class Driver:
         if self.config.train.only is Only.learn:
             study(self)
             return
+        self.tracer.begin()
         for name in self.supervisor.generators:
             self.generation.welcome(name)
         while not self.over:
@@ -151,7 +157,8 @@ class Driver:
         except ActorError as error:
             self.died(error)
             return
-        call.answer(value)
+        with self.tracer.handling(done.actor, done.method, call.sent, value):
+            call.answer(value)
 
     def _next_answer(self) -> Pending | None:
         return self.cluster.wait([call.pending for call in self._calls], POLL_S)
@@ -202,6 +209,7 @@ class Driver:
                 event = self._inbox.popleft()
                 self.note(event)
                 for command in self.controller.step(event):
+                    self.tracer.saw(command)
                     self._carry_out[type(command)](command)
         finally:
             self._draining = False
@@ -216,12 +224,14 @@ class Driver:
         """Ask an actor; ``answer`` receives what it says, once it does."""
         pending = self.cluster.call(name, method, *arguments)
         deadline = self._now() + self.config.cluster.call_deadline_s
-        self._calls.append(Call(pending, deadline, answer))
+        self._calls.append(Call(pending, deadline, answer, wall_clock()))
+        self.tracer.called(name)
 
     def replay(self, method: str, *arguments: Any) -> Any:
         """Ask replay and wait for its answer."""
-        return ask(self.cluster, "replay", method, *arguments,
-                   deadline_s=self.config.cluster.call_deadline_s)
+        with self.tracer.part(f"replay: {method}"):
+            return ask(self.cluster, "replay", method, *arguments,
+                       deadline_s=self.config.cluster.call_deadline_s)
 
     def died(self, error: ActorError) -> None:
         """An actor is gone: replace it, or end this life of the run.
@@ -237,6 +247,7 @@ class Driver:
         self.observer.totals["restarts"] += 1
         self.observer.say(f"{error}; {new or 'nobody'} takes its place")
         self._calls = [call for call in self._calls if call.pending.actor != old]
+        self.tracer.left(old)
         if old.startswith("evaluator"):
             self.evaluator.abandon()
         elif old.startswith("judge"):
@@ -260,7 +271,8 @@ class Driver:
     def _checkpoint(self, _: ev.WriteCheckpoint) -> None:
         self.ledger.check()
         assert self.write_checkpoint is not None, "the launcher injects it"
-        self.write_checkpoint()
+        with self.tracer.part("checkpoint"):
+            self.write_checkpoint()
         self.feed(ev.CheckpointWritten())
 
     def _finish(self, command: ev.Finish) -> None:
@@ -269,4 +281,5 @@ class Driver:
     def close(self) -> None:
         """Close the journals."""
         self.arrivals.close()
+        self.tracer.close()
         self.ledger.close()

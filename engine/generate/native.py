@@ -34,6 +34,7 @@ from engine.ops.sample import random_key, sample
 from engine.records.trajectory import FinishReason
 from engine.records.version import PolicyVersion
 from engine.records.work import Delivery, Request
+from engine.trace import span
 
 _PATIENCE = 8
 """A prefill pass costs the same however few rows it needs, so small ones wait: for an eighth of the slots
@@ -186,9 +187,7 @@ class NativeSampler:
     def _settle(self, ready: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[Delivery]:
         table = self._table
         lengths = table.length[ready] - table.prompt_length[ready]
-        looping = np.zeros(len(ready), bool)
-        if self._watch is not None:
-            looping = self._watch.observe(tokens, ready)
+        looping = np.zeros(len(ready), bool) if self._watch is None else self._watch.observe(tokens, ready)
         limits = self._limit[ready]
         ended = self._stop.candidates(tokens, lengths, limits, looping)
         cut = lengths >= self._cut_length[ready]
@@ -243,10 +242,11 @@ class NativeSampler:
     def _prefill_pass(self, unready: list[int]) -> None:
         table = self._table
         work = table.plan_prefill(unready, self._prefill_tokens)
-        self._decoder.forward(
-            torch.from_numpy(work.tokens), torch.from_numpy(work.slots), torch.from_numpy(work.positions),
-            table.keys, table.values,
-        )
+        with span("prefill", passes=1, tokens=sum(count for _, count in work.spans.values())):
+            self._decoder.forward(
+                torch.from_numpy(work.tokens), torch.from_numpy(work.slots), torch.from_numpy(work.positions),
+                table.keys, table.values,
+            )
         self._counts["prefill_passes"] += 1
         for slot, (first, count) in work.spans.items():
             table.filled[slot] += count
