@@ -17,6 +17,7 @@ import numpy as np
 from actors.simulation.life import Busy, Life, read_life
 from actors.tracing import role_of
 from engine.config.cluster import ClusterKind
+from engine.config.rollout import GeneratorKind
 from engine.config.run import RunConfig
 from engine.errors import RunFolderError
 from engine.replay.ledger import read_journal
@@ -24,6 +25,8 @@ from engine.trace import read_trace
 
 HEAVY = ("generator", "learner", "evaluator")
 """Who computes, and so slows others on the same machine."""
+_IDLE_S = 0.001
+"""A driver that waited so long before an answer had nothing else to do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,8 @@ class Costs:
 
     decode: Line = Line()
     """One step, by occupied slots."""
+    row: float = 0.0
+    """What every further slot adds to a step, occupied or not."""
     prefill_pass: float = 0.0
     """One pass, however full."""
     receive: float = 0.0
@@ -159,9 +164,10 @@ def fit(life: Life, config: RunConfig) -> Costs:
     each = line([one.amounts["tokens"] / n for one, n in zip(decode, steps, strict=True)],
                 [one.seconds / n for one, n in zip(decode, steps, strict=True)], steps)
     rate = calm["generator"]
+    row = _row(life, config, each.at(sum(one.amounts["tokens"] for one in decode) / max(sum(steps), 1)))
     looks = [one.amounts["ran_s"] for one in life.answers["evaluator"]]
     return Costs(
-        decode=Line(each.base * rate, each.slope * rate),
+        decode=Line(each.base * rate, each.slope * rate), row=row * rate,
         prefill_pass=rate * sum(o.seconds for o in passes) / max(sum(o.amounts["passes"] for o in passes), 1),
         receive=rate * _mean([one.seconds for one in life.of("generator", "receive")]),
         call=rate * max(spent - inside, 0.0) / max(len(calls), 1),
@@ -173,6 +179,19 @@ def fit(life: Life, config: RunConfig) -> Costs:
         handle=_handling(life, serial), transport=_transport(life, serial),
         prompt_tokens=_prompt_tokens(life, config), contention=contention,
     )
+
+
+def _row(life: Life, config: RunConfig, step: float) -> float:
+    """The native sampler computes all its rows at every step; an evaluator with other slots tells what one costs."""
+    if config.generator.kind is not GeneratorKind.native:
+        return 0.0
+    looks = [o for o in chain(life.first_look, life.of("evaluator")) if o.kind == "decode"]
+    steps, threads = sum(one.amounts["steps"] for one in looks), config.cluster.threads
+    more = config.generator.slots - config.evaluation.slots
+    if not steps or not more or threads.generator != threads.evaluator:
+        return step / config.generator.slots
+    found = (step - sum(one.seconds for one in looks) / steps) / more
+    return min(max(found, 0.0), step / config.generator.slots)
 
 
 def _learning(life: Life, rate: float) -> Line:
@@ -201,9 +220,15 @@ def _transport(life: Life, serial: bool) -> dict[str, float]:
         end = life.commits[-1].start
         known = Busy([*chain(*life.work.values(), *life.answers.values())]).within(0.0, end)
         return dict.fromkeys(life.answers, (end - float(known)) / sum(map(len, life.answers.values())))
-    # The driver may have had other things to do first, which a simulation adds by itself.
-    return {role: float(np.quantile([one.amounts["out_s"] - one.amounts["ran_s"] for one in spans], 0.25))
-            for role, spans in life.answers.items()}
+    found: defaultdict[str, list[float]] = defaultdict(list)
+    free = 0.0
+    for one, role in sorted(((one, role) for role, spans in life.answers.items() for one in spans),
+                            key=lambda pair: pair[0].start):
+        # A driver that had other things to do first is simulated by itself; so is a judge that had.
+        if one.start - free > _IDLE_S:
+            found[role].append(one.amounts["out_s"] - one.amounts["ran_s"])
+        free = one.stop
+    return {role: float(np.median(times)) if role == "judge" else _mean(times) for role, times in found.items()}
 
 
 def _prompt_tokens(life: Life, config: RunConfig) -> float:
