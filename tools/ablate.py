@@ -24,6 +24,7 @@ from tools.ablation.matching import match_arms, undeclared
 from tools.ablation.matrix import Matrix, cells_of
 from tools.ablation.outcome import as_csv, outcome_of, stories_of
 from tools.ablation.sheet import ablation_sheet
+from tools.ablation.simulated import Plan
 from tools.ablation.tables import markdown, sentences
 
 
@@ -40,8 +41,10 @@ def load(overrides: Sequence[str]) -> AblationConfig:
     return composed
 
 
-def ablate(ablation: AblationConfig) -> dict[str, Any]:
+def ablate(ablation: AblationConfig, plan: Plan | None = None) -> dict[str, Any]:
     """Run what is not there yet, then write the JSON, the CSV, the table and the page; returns what the JSON holds.
+
+    ``plan`` predicts what separate devices would give; None: nothing is said of them.
 
     Raises:
         PeriluneError: options that cannot work, or a folder that holds other runs.
@@ -54,7 +57,7 @@ def ablate(ablation: AblationConfig) -> dict[str, Any]:
     if not ablation.report_only:
         matrix.run()
     stories = stories_of(cells)
-    outcome = outcome_of(ablation, cells, stories, matrix.ended, machine())
+    outcome = outcome_of(ablation, cells, stories, matrix.ended, machine(), plan)
     folder = Path(ablation.dir).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in (

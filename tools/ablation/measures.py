@@ -72,7 +72,7 @@ def _shares(story: RunStory) -> dict[str, float | None]:
 def label(name: str) -> str:
     """What a table calls a measure."""
     kind, _, what = name.partition("/")
-    words = {"idle": f"idle share of the {what}", "staleness": f"share of tokens {what} versions old",
+    words = {"idle": f"idle share of {what}", "staleness": f"share of tokens {what} versions old",
              "masked": f"tokens masked, {what.replace('_', ' ')}",
              "dropped": f"tokens dropped, {what.replace('_', ' ')}"}
     return MEASURES.get(name) or words.get(kind, name)

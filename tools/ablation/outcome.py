@@ -15,6 +15,7 @@ from tools.ablation.cells import Cell, Ended
 from tools.ablation.interval import Interval, interval
 from tools.ablation.matching import undeclared
 from tools.ablation.measures import measure
+from tools.ablation.simulated import Plan, simulated
 from tools.story.folder import RunStory
 
 
@@ -31,7 +32,7 @@ def stories_of(cells: Sequence[Cell]) -> dict[str, RunStory | str]:
 
 
 def outcome_of(ablation: AblationConfig, cells: Sequence[Cell], stories: Mapping[str, RunStory | str],
-               ended: Mapping[str, Ended], machine: Mapping[str, Any]) -> dict[str, Any]:
+               ended: Mapping[str, Ended], machine: Mapping[str, Any], plan: Plan | None = None) -> dict[str, Any]:
     """Put the runs together."""
     told = [_cell(ablation, cell, stories[cell.name], ended.get(cell.name)) for cell in cells]
     arms = {cell.arm.name: cell.arm for cell in cells}
@@ -50,7 +51,7 @@ def outcome_of(ablation: AblationConfig, cells: Sequence[Cell], stories: Mapping
                    "factors": {name: _plain(factor) for name, factor in link.factors.items()}}
                   for link in links(ordered, runs)],
         "notes": undeclared(ablation, list(arms.values())) + _notes(ablation, told, cells, stories),
-        "simulated": None,
+        "simulated": simulated(cells, plan) if plan else None,
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from tools.ablation.cells import Cell
 from tools.ablation.plots import arm_plots
-from tools.ablation.tables import PARTS, inside_noise, links_table, measures_table, sentences
+from tools.ablation.tables import PARTS, inside_noise, links_table, measures_table
 from tools.pages.page import bullets, figure, grid, legend, section, sheet
 from tools.pages.stacks import stacks
 from tools.pages.svg import tag
@@ -51,8 +51,7 @@ def _causes(outcome: Mapping[str, Any]) -> str:
                                   whiskers(rows, name)))
     text = ("One switch at a time. Faster to the target = tokens per second x shorter responses x fewer samples x a "
             "residual; factors above 1 are faster, each with its 95 % interval over seeds, paired by seed.")
-    return section("What the speed-up is made of", text, grid(figures), html_table(*links_table(outcome)),
-                   bullets(sentences(outcome)))
+    return section("What the speed-up is made of", text, grid(figures), html_table(*links_table(outcome)))
 
 
 def _tokens(outcome: Mapping[str, Any]) -> str:
@@ -88,4 +87,4 @@ def _made(outcome: Mapping[str, Any]) -> str:
     rows = [[arm["name"], " ".join(arm["overrides"]) or "-"] for arm in outcome["arms"]]
     machine = ", ".join(f"{key} {value}" for key, value in outcome["machine"].items())
     return section("How it was made", f"Every arm starts from: {' '.join(outcome['base'])}. Machine: {machine}.",
-                   html_table(["arm", "its own options"], rows))
+                   html_table(["arm", "its own options"], rows, words=True))

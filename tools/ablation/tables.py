@@ -54,6 +54,8 @@ def _factor(factor: Mapping[str, Any] | None) -> Cell:
         return Cell("-")
     if factor["low"] is None:
         return Cell(f"{factor['mean']:.2f}x", "one seed")
+    if factor["low"] == factor["high"]:
+        return Cell(f"{factor['mean']:.2f}x")
     noise = ", noise" if inside_noise(factor) else ""
     return Cell(f"{factor['mean']:.2f}x", f"{short(factor['low'])} to {short(factor['high'])}{noise}")
 

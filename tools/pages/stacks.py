@@ -28,11 +28,13 @@ def stacks(rows: Sequence[tuple[str, Mapping[str, float]]], title: str) -> str:
     return drawing(_WIDTH, _ROW * len(rows) + 4, title, "".join(parts)) + stack_key(names)
 
 
-def stack_key(names: Sequence[str]) -> str:
-    """The key of colours 0, 1, ..., as squares."""
+def stack_key(names: Sequence[str], waits: str = "") -> str:
+    """The key of colours 0, 1, ..., as squares; ``waits`` is the name that is drawn thin."""
     keys = []
     for i, name in enumerate(names):
-        square = tag("rect", x=0, y=0, width=12, height=12, rx=2, class_=f"f{i % SERIES}")
+        thin = name == waits
+        square = tag("rect", x=0, y=4 if thin else 0, width=12, height=4 if thin else 12, rx=1 if thin else 2,
+                     class_=f"wait f{SERIES - 1}" if thin else f"f{i % SERIES}")
         drawn = tag("svg", square, viewBox="0 0 12 12", style="width:12px", aria_hidden="true")
         keys.append(tag("span", drawn + name))
     return tag("div", "".join(keys), class_="legend")

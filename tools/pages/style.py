@@ -27,7 +27,7 @@ svg text { font: 12px system-ui, -apple-system, "Segoe UI", Roboto, "DejaVu Sans
 svg text.ink { fill: var(--ink); } .axis { stroke: var(--line); stroke-width: 1; fill: none; }
 .mark { stroke: var(--muted); stroke-width: 1; stroke-dasharray: 3 3; fill: none; }
 .line { fill: none; stroke-width: 2; stroke-linejoin: round; } .band { stroke: none; opacity: .16; }
-.ribbon { opacity: .28; } .whisker { stroke-width: 2; }
+.ribbon { opacity: .28; } .wait { opacity: .5; } .whisker { stroke-width: 2; }
 .scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: 14px; margin: 8px 0;
   font-variant-numeric: tabular-nums; }
 th, td { text-align: right; padding: 5px 12px 5px 0; border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -35,7 +35,8 @@ th:first-child, td:first-child { text-align: left; min-width: 150px; } td small 
 thead th { color: var(--muted); font-weight: 600; } .legend { display: flex; flex-wrap: wrap; gap: 4px 18px;
   font-size: 13px; margin: 8px 0 0; } .legend svg { width: 28px; flex: none; } .legend span { display: flex;
   align-items: center; gap: 6px; }
-.notes li { margin: 3px 0; } pre { background: var(--panel); padding: 10px 12px; border-radius: 6px; overflow-x: auto;
+.words th, .words td { text-align: left; } .notes li { margin: 3px 0; }
+pre { background: var(--panel); padding: 10px 12px; border-radius: 6px; overflow-x: auto;
   font-size: 12px; } .tiles { display: flex; flex-wrap: wrap; gap: 10px 34px; margin: 14px 0 4px; }
 .tiles b { display: block; font-size: 22px; line-height: 1.3; font-variant-numeric: tabular-nums; }
 .response { white-space: pre-wrap; overflow-wrap: anywhere; font: 13px/1.75 ui-monospace, "DejaVu Sans Mono", monospace;

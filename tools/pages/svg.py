@@ -36,8 +36,9 @@ def text(content: str, x: float, y: float, **attributes: str | float) -> str:
 
 def drawing(width: float, height: float, title: str, content: str) -> str:
     """A whole drawing; ``title`` is what a reader who does not see it is told."""
+    # Larger than this, its letters would be out of scale with those around it.
     return tag("svg", tag("title", escape(title)) + content, viewBox=f"0 0 {number(width)} {number(height)}",
-               role="img")
+               role="img", style=f"max-width:{1.35 * width:.0f}px")
 
 
 def path(points: list[tuple[float, float]], **attributes: str | float) -> str:

@@ -24,8 +24,8 @@ def _cell(value: Cell | str) -> Cell:
     return value if isinstance(value, Cell) else Cell(value)
 
 
-def html_table(header: Sequence[str], rows: Sequence[Row]) -> str:
-    """A table that scrolls by itself where it is wider than the page."""
+def html_table(header: Sequence[str], rows: Sequence[Row], words: bool = False) -> str:
+    """A table that scrolls by itself where it is wider than the page; ``words`` stand to the left."""
     head = tag("tr", "".join(tag("th", escape(name), scope="col") for name in header))
     body = "".join(
         tag("tr", "".join(
@@ -34,7 +34,8 @@ def html_table(header: Sequence[str], rows: Sequence[Row]) -> str:
         ))
         for row in rows
     )
-    return tag("div", tag("table", tag("thead", head) + tag("tbody", body)), class_="scroll")
+    table = tag("table", tag("thead", head) + tag("tbody", body), class_="words" if words else "numbers")
+    return tag("div", table, class_="scroll")
 
 
 def markdown_table(header: Sequence[str], rows: Sequence[Row]) -> str:
@@ -50,6 +51,6 @@ def markdown_table(header: Sequence[str], rows: Sequence[Row]) -> str:
         cell = _cell(value)
         return (cell.text + (f" ({cell.small})" if cell.small else "")).replace("|", "\\|")
 
-    lines = [list(header), *[[said(value) for value in row] for row in rows]]
+    lines = [[said(value) for value in row] for row in (header, *rows)]
     shown = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([shown[0].replace("|  |", "| |"), "|" + "---|" * len(header), *shown[1:]])

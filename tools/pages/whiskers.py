@@ -35,7 +35,7 @@ def whiskers(rows: Sequence[Whisker], title: str) -> str:
     places = [-math.inf]
     for value in (1.0, *_TICKS):
         place = axis(math.log(value))
-        if abs(math.log(value)) <= reach and all(abs(place - other) > 30 for other in places):
+        if abs(math.log(value)) <= reach and all(abs(place - other) > 42 for other in places):
             places.append(place)
             parts.append(path([(place, _TOP), (place, bottom)], class_="mark" if value == 1.0 else "axis"))
             parts.append(text(f"{value:g}x", place, bottom + 16, text_anchor="middle"))

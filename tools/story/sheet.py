@@ -14,8 +14,9 @@ from tools.pages.response import response
 from tools.pages.scale import short
 from tools.pages.stacks import columns
 from tools.pages.svg import tag
+from tools.pages.table import html_table
 from tools.story.folder import RunStory
-from tools.story.work import idle_shares, work_lanes
+from tools.story.work import idle_shares, waits, work_lanes
 
 _SAMPLES = 12
 _BINS = 24
@@ -28,9 +29,11 @@ def run_sheet(story: RunStory) -> str:
     under = (f"{schedule['kind']}, bound {schedule['max_staleness']}, loss {config['loss']['name']}, "
              f"seed {config['seed']}, on {config['cluster']['kind']}: {story.path.name}")
     rows, origin = work_lanes(story)
+    reasons = [[actor, reason, f"{seconds:.1f}"] for actor, reason, seconds in waits(rows)]
     body = [
         bullets(story.missing), tiles(_facts(story)),
-        section("Who worked when", origin, figure("Timeline", "of training, by actor.", lanes(rows, "Timeline"))),
+        section("Who worked when", origin, figure("Timeline", "of training, by actor.", lanes(rows, "Timeline")),
+                html_table(["actor", "waited for", "seconds"], reasons, words=True) if reasons else ""),
         section("Learning", "", grid(_curves(story, samples))),
         section("What became of everything", "From issued to trained or dropped; widths are shares.",
                 grid(_flows(story.ledger))),
