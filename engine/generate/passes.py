@@ -56,8 +56,8 @@ class Passes:
         """Compute keys that slots lack, in this order, as far as one pass goes; what it did."""
         table = self._table
         work = table.plan_prefill(order, self._prefill_tokens)
-        whole = np.stack([work.tokens, work.slots, work.positions])
-        self._decoder.forward(*self._there(whole).unbind(), table.keys, table.values)
+        tokens, slots, positions = self._there(np.stack([work.tokens, work.slots, work.positions])).unbind()
+        self._decoder.forward(tokens, slots, positions, table.keys, table.values)
         return work
 
     def _there(self, array: NDArray[Any]) -> Tensor:

@@ -7,7 +7,8 @@ rows a trajectory shares changes neither its loss nor its gradient, only the spe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -64,8 +65,8 @@ class PackedRow:
         """The row with its tensors on a device; the same one where they are there."""
         if self.tokens.device == device:
             return self
-        tensors = {f.name: value for f in fields(self) if isinstance(value := getattr(self, f.name), Tensor)}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PackedRow(**{n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()})
 
 
 def _clusters(samples: Sequence[Sample], budget: int, share: bool) -> list[list[Sample]]:

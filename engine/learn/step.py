@@ -127,7 +127,7 @@ class LearnerCore:
         began = time.time()
         with self._turn():
             report = self._update(groups)
-        return replace(report, metrics=report.metrics | self._seconds, busy=(began, time.time()))
+        return replace(report, metrics={**report.metrics, **self._seconds}, busy=(began, time.time()))
 
     def _update(self, groups: Sequence[Group]) -> UpdateReport:
         began = time.time()

@@ -13,14 +13,14 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-SEAT = {"seat": 1}
-"""A resource that each node has once."""
+HEAD, SECOND = {"seat": 1, "home": 3}, {"seat": 1}
+"""Resources: each node has one seat, and the head is home."""
 
 
-def start(cluster: Cluster, faults: dict[str, str]) -> Any:
+def start(cluster: Cluster, resources: dict[str, int], faults: dict[str, str]) -> Any:
     """One more node, whose actors meet the faults."""
     environment = {name: value for name, value in os.environ.items() if name.startswith("RAY_")}
-    return cluster.add_node(num_cpus=2, resources=SEAT, object_store_memory=80 * 2**20, include_dashboard=False,
+    return cluster.add_node(num_cpus=2, resources=resources, object_store_memory=80 * 2**20, include_dashboard=False,
                             env_vars={**environment, **faults})
 
 
@@ -33,13 +33,13 @@ def main() -> None:
     """Start two nodes and obey."""
     faults = json.loads(sys.argv[1])
     cluster = Cluster()
-    head, second = start(cluster, {}), start(cluster, faults)
+    head, second = start(cluster, HEAD, {}), start(cluster, SECOND, faults)
     print(json.dumps({"address": cluster.address, "head": raylet(head), "second": raylet(second)}), flush=True)
     for word in sys.stdin:
         if word.strip() == "leave":
             cluster.remove_node(second, allow_graceful=False)
         else:
-            second = start(cluster, faults)
+            second = start(cluster, SECOND, faults)
         print(json.dumps({"second": raylet(second) if word.strip() == "join" else 0}), flush=True)
     cluster.shutdown()
 

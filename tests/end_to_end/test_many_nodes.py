@@ -73,8 +73,9 @@ def nodes(tmp_path, monkeypatch) -> Iterator[Nodes]:
 
 
 def joins(nodes: Nodes) -> tuple[str, ...]:
+    stay = (f"+cluster.resources.{role}.custom.home=1" for role in ("learner", "replay", "judge"))
     return ("cluster=ray", f"cluster.address={nodes.known['address']}", "generator.num_generators=2",
-            "learning.updates=6", "cluster.max_restarts=8", *ASYNC)
+            "learning.updates=6", "cluster.max_restarts=8", "run.quiet=false", *stay, *ASYNC)
 
 
 def leave_while_decoding(life: Life, nodes: Nodes) -> None:
