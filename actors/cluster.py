@@ -1,7 +1,8 @@
 """Where actors live: all in this process, or (``ray_cluster``) each in one of its own over Ray.
 
-Both answer the same questions - start, call, wait, result - so the driver does not know which it has. A pending result may be an argument of another call: over Ray it then travels through the
-shared-memory object store without passing the driver.
+Both answer the same questions - start, call, wait, result - so the driver does not know which it has. A
+pending result may be an argument of another call: over Ray it then travels through the shared-memory object
+store without passing the driver.
 """
 
 from __future__ import annotations
@@ -104,7 +105,7 @@ class SerialCluster:
         self._actors[name] = factory(**arguments)
 
     def look(self, name: str, path: Path) -> tuple[str, bool]:
-        """This machine."""
+        """All live on the machine of this process."""
         return socket.gethostname(), path.exists()
 
     def call(self, name: str, method: str, *arguments: Any) -> Pending:

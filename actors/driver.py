@@ -23,6 +23,7 @@ from actors.study import num_updates, study
 from actors.supervisor import Supervisor
 from actors.tracing import Tracer
 from actors.training import Training
+from actors.turns import Turns
 from engine.config.run import Only, RunConfig
 from engine.errors import ActorError
 from engine.models.tokenizer import PolicyTokenizer
@@ -76,6 +77,7 @@ class Driver:
         self.judging = Judging(self)
         self.training = Training(self)
         self.evaluator = Evaluator(self)
+        self.turns = Turns(self)
         self.write_checkpoint: Callable[[], None] | None = None
         self.stopped = False
         self.should_stop = should_stop
@@ -257,7 +259,8 @@ class Driver:
             self.generation.lost(old)
             self.feed(ev.GeneratorLost(old))
             if new:
-                self.generation.welcome(new)
+                self.turns.welcome(new)
+        self.turns.lost(old)
 
     # ---- commands of its own -------------------------------------------------------------------
 

@@ -50,6 +50,7 @@ def plan(actors: Sequence[str], config: ClusterConfig) -> tuple[Place, ...]:
     """Where the actors of a run go, by their names without incarnation."""
     workers = [name for name in actors if role_of(name) in ("generator", "evaluator")]
     others = [name for name in actors if name not in workers]
+    groups: list[tuple[str, list[tuple[str, ...]]]]
     if config.placement is Placement.disaggregated:
         groups = [("PACK", [(name,) for name in others]), ("SPREAD", [(name,) for name in workers])]
     else:

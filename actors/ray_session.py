@@ -52,7 +52,7 @@ def own_signals() -> Iterator[None]:
 
 
 def running_address(address: str) -> str:
-    """host:port of the cluster that is meant, where somebody listens.
+    """host:port of the cluster that is meant, where somebody listens; auto: RAY_ADDRESS, or what ``ray start`` noted.
 
     Ray itself would try for a minute, then abort the process.
 
@@ -60,16 +60,15 @@ def running_address(address: str) -> str:
         ClusterError: there is none, or nobody listens there.
     """
     if address == "auto":
-        from ray._private.services import canonicalize_bootstrap_address_or_die
-
-        try:
-            address = canonicalize_bootstrap_address_or_die("auto")
-        except (ConnectionError, ValueError) as error:
-            first = str(error).partition(". ")[0]
+        # Not Ray's own search, which may take the private session of another run for a cluster.
+        noted = Path("/tmp/ray/ray_current_cluster")
+        address = os.environ.get("RAY_ADDRESS", "") or (noted.read_text().strip() if noted.exists() else "")
+        if not address:
             raise ClusterError(
-                f"cluster.address='auto' finds no cluster to join ({first}): start one with `ray start --head` "
-                f"({GUIDE}), give cluster.address=host:port, or leave it out for a private Ray"
-            ) from error
+                "cluster.address='auto' finds no cluster to join, neither in RAY_ADDRESS nor started on this machine: "
+                f"start one with `ray start --head` ({GUIDE}), give cluster.address=host:port, or leave it out for a "
+                "private Ray"
+            )
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT_DEADLINE_S).close()

@@ -135,6 +135,8 @@ class Supervisor:
     def replace(self, error: ActorError) -> str:
         """End what is left of an actor and start its successor.
 
+        A successor that dies on the way, since its node was leaving too, is replaced in its turn.
+
         Returns:
             The new name; empty for a generator without which the others go on, since there is no room.
 
@@ -145,23 +147,27 @@ class Supervisor:
         role = error.actor.partition("#")[0]
         if not role.startswith(REPLACEABLE):
             raise error
-        self._restarts.allow(error)
-        self._cluster.kill(error.actor)
         others = [name for name in self.generators if name != error.actor]
-        try:
-            name = self._start(role)
-        except ClusterError:
-            if error.actor not in self.generators or not others:
-                raise
-            self.generators = others
-            return ""
+        while True:
+            self._restarts.allow(error)
+            self._cluster.kill(error.actor)
+            try:
+                name = self._start(role)
+                ask(self._cluster, name, "metrics", deadline_s=self._config.cluster.start_deadline_s)
+                break
+            except ActorError as again:
+                error = again
+            except ClusterError:
+                if not role.startswith("generator") or not others:
+                    raise
+                self.generators = others
+                return ""
         if role == "judge":
             self.judge = name
-        elif role == "evaluator":
+            return name
+        if role == "evaluator":
             self.evaluator = name
         else:
-            self.generators = [name if old == error.actor else old for old in self.generators]
-        ask(self._cluster, name, "metrics", deadline_s=self._config.cluster.start_deadline_s)
-        if role != "judge":
-            self._check_machines([name])
+            self.generators = [name if old.partition("#")[0] == role else old for old in self.generators]
+        self._check_machines([name])
         return name

@@ -22,6 +22,7 @@ from engine.config.rollout import GeneratorKind, Precision
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, ModelError
 from engine.losses.objective import build_loss
+from engine.models.device import torch_device
 from engine.models.policy import model_folder
 from engine.models.tokenizer import PolicyTokenizer, character_tokenizer
 from engine.prompts.prompt_set import PromptSet, load_prompts
@@ -53,6 +54,8 @@ def check(config: RunConfig) -> Checked:
     build_loss(config.loss)
     if config.generator.kind is not GeneratorKind.native:
         raise ConfigError("generator.kind", config.generator.kind.value, "only native is built in here")
+    if config.cluster.kind is ClusterKind.serial or config.cluster.address == "local":
+        torch_device(config.cluster.device)
     prompts = load_prompts(config.prompts)
     for kind in sorted({p.kind for p in (*prompts.train, *prompts.heldout)}):
         check_kind(kind, config.reward)

@@ -54,6 +54,6 @@ def test_what_a_cluster_lacks():
 
 
 def test_what_is_taken_is_set_beside_what_is_free():
-    packed, spread = plan(ACTORS, gpus())
+    packed, _ = plan(ACTORS, gpus())
     assert wanting([packed], {"GPU": 0.5}) == "1 GPU (free: 0.5)"
     assert wanting(plan(["judge"], gpus()), {}) == "room for a process"

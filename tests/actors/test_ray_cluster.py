@@ -92,7 +92,7 @@ def asking(cluster):
 
 
 def test_too_little_room_is_said_before_anything_starts(asking):
-    with pytest.raises(ClusterError, match=r"too little room: 2 GPU .*generator-0 1, generator-1 1\), the cluster has 1"):
+    with pytest.raises(ClusterError, match=r"room: 2 GPU .*generator-0 1, generator-1 1\), the cluster has 1"):
         asking.reserve(["learner", "generator-0", "generator-1"])
     assert asking._ray.groups == []
 

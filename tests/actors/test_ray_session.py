@@ -24,22 +24,17 @@ def test_an_address_where_nobody_listens_is_refused_at_once():
             RaySession(ClusterConfig(kind=ClusterKind.ray, address=address), "id")
 
 
-def test_who_listens_is_found(monkeypatch):
+def test_auto_is_the_cluster_of_the_environment(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as server:
         address = f"127.0.0.1:{server.getsockname()[1]}"
-        assert running_address(address) == address
-        services = SimpleNamespace(canonicalize_bootstrap_address_or_die=lambda auto: address)
-        monkeypatch.setitem(sys.modules, "ray._private.services", services)
-        assert running_address("auto") == address
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert running_address(address) == running_address("auto") == address
 
 
 def test_auto_without_a_cluster_says_how_to_start_one(monkeypatch):
-    def die(auto):
-        raise ConnectionError("Could not find any running Ray instance. Please specify")
-
-    services = SimpleNamespace(canonicalize_bootstrap_address_or_die=die)
-    monkeypatch.setitem(sys.modules, "ray._private.services", services)
-    with pytest.raises(ClusterError, match=r"finds no cluster to join \(Could not .* instance\): .*ray start --head"):
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    with pytest.raises(ClusterError, match=r"'auto' finds no cluster to join, .*ray start --head"):
         running_address("auto")
 
 

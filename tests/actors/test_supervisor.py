@@ -25,7 +25,12 @@ class Stage(SerialCluster):
     def __init__(self):
         super().__init__()
         self.started, self.killed = {}, []
-        self.full, self.machines, self.reserved = set(), {}, []
+        self.full, self.doomed, self.machines, self.reserved = set(), set(), {}, []
+
+    def result(self, pending):
+        if pending.actor in self.doomed:
+            raise death(pending.actor)
+        return super().result(pending)
 
     def reserve(self, actors):
         self.reserved = list(actors)
@@ -110,6 +115,16 @@ def test_a_used_up_limit_replaces_nobody(config):
     assert stage.killed == []
 
 
+def test_a_successor_that_dies_on_the_way_is_replaced_too(config):
+    stage, supervisor = staff(config)
+    stage.doomed = {"judge#2"}
+    assert supervisor.replace(death("judge#1")) == supervisor.judge == "judge#3"
+    assert stage.killed == ["judge#1", "judge#2"]
+    stage.doomed = {"judge#4", *(f"judge#{number}" for number in range(5, 20))}
+    with pytest.raises(ActorError, match="max_restarts"):
+        supervisor.replace(death("judge#3"))
+
+
 def test_without_room_the_other_generators_go_on(config):
     stage, supervisor = staff(changed(config, {"generator.num_generators": 2}))
     stage.full = {"generator-0#2", "generator-1#2", "judge#2"}
@@ -122,7 +137,7 @@ def test_without_room_the_other_generators_go_on(config):
 
 
 def test_shared_memory_ends_at_the_border_of_a_machine(config):
-    with pytest.raises(ClusterError, match=r"generator-0#1 lives on machine there, the learner on here: .*object_store"):
+    with pytest.raises(ClusterError, match=r"generator-0#1 lives on machine there, .* on here: .*object_store"):
         staff(config, machines={"generator-0#1": "there"})
 
 

@@ -10,6 +10,6 @@
 - ``token_logprob``, ``logits_logprob``, ``sample``: the ops beside torch (``head_sides``), the processor's
   ``ceiling`` and their ``extra_memory``
 
-And what ``tools.check_gpu`` measures: ``gpu_head`` beside ``gpu_peers``, ``gpu_rows``, ``gpu_nccl``; ``gpu`` has the
-events, the memory and the ceilings of the card.
+And what ``tools.check_gpu`` measures: ``gpu_head`` beside ``gpu_peers``, ``gpu_rows``, ``gpu_nccl``, ``gpu_loop``;
+``gpu`` has the events, the memory and the ceilings of the card.
 """
