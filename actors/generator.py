@@ -108,10 +108,10 @@ class Generator:
         """Seconds until cache and weights have their memory again; 0 for who is awake."""
         if not self._asleep:
             return 0.0
-        began = time.monotonic()
+        began = now()
         self.sampler.wake()
         self._asleep = False
-        return time.monotonic() - began
+        return now() - began
 
     def _step(self) -> list[Delivery]:
         """One token for every slot; what of it was not prefill is recorded as decode."""

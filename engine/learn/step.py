@@ -102,15 +102,15 @@ class LearnerCore:
         if not self._takes_turns:
             yield
             return
-        began = time.monotonic()
+        began = now()
         self.onload()
-        self._seconds["hybrid/onload_seconds"] = time.monotonic() - began
+        self._seconds["hybrid/onload_seconds"] = now() - began
         try:
             yield
         finally:
-            began = time.monotonic()
+            began = now()
             self.offload()
-            self._seconds["hybrid/offload_seconds"] = time.monotonic() - began
+            self._seconds["hybrid/offload_seconds"] = now() - began
 
     # ---- one update ----------------------------------------------------------------------------
 
