@@ -15,6 +15,7 @@ from engine.generate.native import NativeSampler
 from engine.generate.sampler import Abilities, Sampler
 from engine.generate.streaming import StreamingSampler
 from engine.models.decoder import Decoder
+from engine.models.device import torch_device
 from engine.models.policy import DTYPES
 
 ABILITIES: dict[GeneratorKind, Abilities] = {
@@ -26,7 +27,7 @@ COOLEST = 0.01
 
 
 def build_sampler(config: RunConfig, folder: str, *, slots: int, threads: int, stop_ids: Iterable[int],
-                  name: str) -> Sampler:
+                  name: str, asleep: bool = False) -> Sampler:
     """The sampler that ``generator.kind`` names; weights come by ``swap``.
 
     Args:
@@ -36,6 +37,7 @@ def build_sampler(config: RunConfig, folder: str, *, slots: int, threads: int, s
         threads: compute threads.
         stop_ids: tokens that end a response.
         name: of the actor that holds it, for errors.
+        asleep: it takes no memory of the device before it is woken; vLLM's engine does while it starts.
 
     Raises:
         ActorError: vLLM's engine does not start.
@@ -50,14 +52,19 @@ def build_sampler(config: RunConfig, folder: str, *, slots: int, threads: int, s
 
         engine = VllmEngine(folder, architecture, generator, slots=slots, context=context, stop_ids=stop_ids,
                             seed=config.seed, threads=threads, name=name)
-        return StreamingSampler(engine, slots, context_tokens=context, vocabulary=architecture.vocab_size,
-                                stop_ids=stop_ids, repetition=rollout.repetition, seed=config.seed)
+        sampler = StreamingSampler(engine, slots, context_tokens=context, vocabulary=architecture.vocab_size,
+                                   stop_ids=stop_ids, repetition=rollout.repetition, seed=config.seed)
+        if asleep:
+            sampler.sleep()
+        return sampler
     # At bound 0 nothing is older, and a generator that took over must repeat the bits of the one it follows.
     park = config.schedule.in_flight is InFlight.keep_cache and config.schedule.max_staleness > 0
-    decoder = Decoder(architecture, DTYPES[generator.precision], context)
+    decoder = Decoder(architecture, DTYPES[generator.precision], context, torch_device(config.cluster.device),
+                      bare=asleep)
     return NativeSampler(
         decoder, slots, generator.prefill_tokens, context_tokens=context,
         stop_ids=stop_ids, repetition=rollout.repetition, seed=config.seed, park=park,
+        asleep=asleep,
     )
 
 
