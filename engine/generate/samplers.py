@@ -97,9 +97,9 @@ def _check_vllm(config: RunConfig, architecture: dict[str, Any]) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError("generator.kind", "vllm", "vLLM is not installed here: use generator=native, or see "
                           "docs/vllm.md (make test-vllm makes an environment that has it)")
-    if 0.0 < min(config.rollout.temperature, config.evaluation.temperature) < COOLEST:
-        raise ConfigError("rollout.temperature", config.rollout.temperature,
-                          f"vLLM samples at {COOLEST} or above, or greedily")
+    for group, temperature in (("rollout", config.rollout.temperature), ("evaluation", config.evaluation.temperature)):
+        if temperature < COOLEST:
+            raise ConfigError(f"{group}.temperature", temperature, f"vLLM samples at {COOLEST} or above")
     if not architecture:
         scratch = config.model.scratch
         architecture = {"architectures": ["LlamaForCausalLM"], "hidden_size": scratch.width,
