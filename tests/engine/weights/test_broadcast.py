@@ -17,14 +17,14 @@ CONFIG = WeightsConfig(bucket_mib=1, deadline_s=20.0, gather_s=0.0)
 
 @pytest.fixture
 def sender(tmp_path):
-    sender = BroadcastSender(CONFIG, "test", SocketCommunicators(tmp_path))
+    sender = BroadcastSender(CONFIG, "test", SocketCommunicators())
     yield sender
     sender.close()
 
 
 @pytest.fixture
 def receiver(tmp_path):
-    receiver = BroadcastReceiver(CONFIG, "test", SocketCommunicators(tmp_path))
+    receiver = BroadcastReceiver(CONFIG, "test", SocketCommunicators())
     yield receiver
     receiver.close()
 
@@ -55,7 +55,7 @@ def test_a_version_published_again_has_a_key_of_its_own(sender, receiver):
 def test_a_receiver_follows_the_learner_into_its_next_life(tmp_path, sender, receiver):
     receiver.receive(sender.publish(weights(1.0), V1))
     sender.close()
-    successor = BroadcastSender(CONFIG, "test", SocketCommunicators(tmp_path))
+    successor = BroadcastSender(CONFIG, "test", SocketCommunicators())
     staged = receiver.receive(successor.publish(weights(2.0), PolicyVersion(1, 1)))
     assert (staged.tensors["a"] == 2.0).all()
     receiver.close()
@@ -83,7 +83,7 @@ def test_what_is_refused_hangs_up_and_the_next_version_is_received(tmp_path, sen
         if spoil:
             bucket[3] ^= 1
 
-    receiver = BroadcastReceiver(CONFIG, "test", SocketCommunicators(tmp_path, amid))
+    receiver = BroadcastReceiver(CONFIG, "test", SocketCommunicators(amid))
     manifest = sender.publish(weights(), V1)
     spoil.append(True)
     with pytest.raises(WeightChannelError, match="the bytes are refused"):
@@ -100,7 +100,7 @@ def test_memory_that_is_being_sent_is_not_written_over(tmp_path, sender):
             for updates in (2, 3, 4):
                 sender.publish(weights(float(updates), 3_000_000), PolicyVersion(0, updates))
 
-    receiver = BroadcastReceiver(CONFIG, "test", SocketCommunicators(tmp_path, amid))
+    receiver = BroadcastReceiver(CONFIG, "test", SocketCommunicators(amid))
     staged = receiver.receive(sender.publish(weights(1.0, 3_000_000), V1))
     assert (staged.tensors["a"] == 1.0).all()
     receiver.close()
@@ -109,4 +109,4 @@ def test_memory_that_is_being_sent_is_not_written_over(tmp_path, sender):
 def test_a_host_is_checked_and_where_to_keep_is_an_option():
     assert WeightsConfig().kept_in is KeptIn.host
     with pytest.raises(WeightChannelError, match=r"weights\.host"):
-        BroadcastSender(WeightsConfig(host="192.0.2.7"), "test", SocketCommunicators(None))
+        BroadcastSender(WeightsConfig(host="192.0.2.7"), "test", SocketCommunicators())

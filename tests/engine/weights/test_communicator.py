@@ -28,7 +28,7 @@ def meet(makers, watch=lambda: None):
 
 
 def test_what_rank_0_sends_everybody_receives(tmp_path):
-    ranks = meet([SocketCommunicators(tmp_path) for _ in range(3)])
+    ranks = meet([SocketCommunicators() for _ in range(3)])
     sent = [torch.randint(0, 256, (size,), dtype=torch.uint8) for size in (200_000, 64)]
     came = [[torch.zeros_like(bucket) for bucket in sent] for _ in ranks[1:]]
     threads = [threading.Thread(target=rank.receive, args=(buckets, lambda: None))
@@ -45,7 +45,7 @@ def test_what_rank_0_sends_everybody_receives(tmp_path):
 
 
 def test_a_lost_rank_ends_the_transfer(tmp_path):
-    sender, receiver = meet([SocketCommunicators(tmp_path) for _ in range(2)])
+    sender, receiver = meet([SocketCommunicators() for _ in range(2)])
     receiver.abort()
     with pytest.raises(WeightChannelError, match="a rank is lost"):
         sender.send([torch.zeros(2**24, dtype=torch.uint8)], lambda: None)
@@ -56,7 +56,7 @@ def test_the_watch_ends_a_wait(tmp_path):
         raise WeightChannelError("too late")
 
     with pytest.raises(WeightChannelError, match="too late"):
-        SocketCommunicators(tmp_path).join("nobody", 1, 2, watch)
+        SocketCommunicators().join("nobody", 1, 2, watch)
 
 
 @pytest.mark.parametrize("made", [NcclCommunicator, SocketCommunicator])

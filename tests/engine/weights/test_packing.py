@@ -16,8 +16,8 @@ def run_of(tensors, dtype=None, step=64):
 
 @pytest.mark.parametrize("step", [64, 192, 4096, 2**20])
 def test_it_writes_the_bytes_of_the_layout_whatever_the_bucket(step):
-    tensors = {"a": torch.randn(3), "b": torch.randn(701, 3).bfloat16(), "c": torch.zeros(0, 4), "d": torch.tensor(True),
-               "e": torch.arange(40), "f": torch.randn(8, 4).T, "g": torch.zeros(0)}
+    tensors = {"a": torch.randn(3), "b": torch.randn(701, 3).bfloat16(), "c": torch.zeros(0, 4),
+               "d": torch.tensor(True), "e": torch.arange(40), "f": torch.randn(8, 4).T, "g": torch.zeros(0)}
     entries, memory = run_of(tensors, step=step)
     expected = torch.full_like(memory, 255)
     write_buckets(entries, tensors, expected, 1)

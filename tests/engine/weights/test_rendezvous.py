@@ -89,13 +89,25 @@ def test_an_address_that_is_not_here_is_named():
         Reception("192.0.2.7")
 
 
-def test_the_route_is_an_address_of_this_machine_or_named_as_missing():
-    try:
-        address = route()
-    except WeightChannelError as error:
-        assert "weights.host=route" in str(error)
-    else:
-        socket.create_server((address, 0)).close()
+class Probe(socket.socket):
+    """A machine with one route, or none."""
+
+    route = True
+
+    def connect(self, address):
+        if not self.route:
+            raise OSError("Network is unreachable")
+
+    def getsockname(self):
+        return ("10.1.2.3", 4711)
+
+
+def test_the_route_is_the_address_that_would_be_used_or_named_as_missing(monkeypatch):
+    monkeypatch.setattr(socket, "socket", Probe)
+    assert route() == "10.1.2.3"
+    Probe.route = False
+    with pytest.raises(WeightChannelError, match=r"weights\.host=route finds no route"):
+        route()
 
 
 def test_a_wait_ends_when_somebody_wakes_it(reception):

@@ -23,12 +23,12 @@ class Scene:
     def __init__(self, folder, **options):
         self.folder = folder
         self.config = WeightsConfig(bucket_mib=1, **({"deadline_s": 20.0, "gather_s": 0.2} | options))
-        self.communicators = SocketCommunicators(folder)
+        self.communicators = SocketCommunicators()
         self.sender = BroadcastSender(self.config, "test", self.communicators)
         self.receivers = []
 
     def receiver(self, amid=None):
-        self.receivers.append(BroadcastReceiver(self.config, "test", SocketCommunicators(self.folder, amid)))
+        self.receivers.append(BroadcastReceiver(self.config, "test", SocketCommunicators(amid)))
         return self.receivers[-1]
 
     def publish(self, version, size=300_000):

@@ -1,6 +1,5 @@
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
