@@ -106,7 +106,7 @@ def test_a_node_leaves_and_its_generator_is_started_elsewhere(live, nodes):
 
 
 def test_a_node_leaves_and_nobody_has_room(live, nodes):
-    seat = ("+cluster.resources.generator.custom.seat=1", "cluster.start_deadline_s=20")
+    seat = ("+cluster.resources.generator.custom.seat=1", "cluster.start_deadline_s=60")
     life = live(*joins(nodes), *seat)
     leave_while_decoding(life, nodes)
     assert went_well(life)["restarts"] >= 1
