@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from actors.object_store import open_object_store
 from engine.config.cluster import Placement
 from engine.config.run import RunConfig
 from engine.config.schedule import InFlight
@@ -18,7 +18,8 @@ from engine.models.decoder import Decoder
 from engine.models.device import torch_device
 from engine.models.policy import DTYPES
 from engine.models.tokenizer import PolicyTokenizer
-from engine.records.work import GeneratorOrder, GeneratorReport
+from engine.records.work import Delivery, GeneratorOrder, GeneratorReport
+from engine.trace import now, recording, since, span
 from engine.weights.channel import open_receiver
 
 
@@ -43,6 +44,7 @@ class Generator:
         self._role = name.partition("#")[0].partition("-")[0]
         self._threads = threads
         self._mode = config.schedule.in_flight
+        self._traced = config.run.trace
         torch.set_num_threads(threads)
         tokenizer = PolicyTokenizer.from_folder(Path(folder), config.rollout.stop_token_ids)
         rollout, generator = config.rollout, config.generator
@@ -58,23 +60,24 @@ class Generator:
             stop_ids=tokenizer.stop_ids, repetition=rollout.repetition, seed=config.seed, park=park,
             asleep=self._asleep,
         )
-        self._receiver = open_receiver(config.weights, run_id)
+        self._receiver = open_receiver(config.weights, run_id, open_object_store(config))
         reach(f"{self._role}.start")
 
     def advance(self, order: GeneratorOrder) -> GeneratorReport:
         """Take weights, cut, admit, decode, in this order; hand over what left its slot."""
-        began = time.time()
+        began = now()
         torch.set_num_threads(self._threads)
-        woke = self._wake()
-        refused = self._take_weights(order)
-        deliveries = self.sampler.cut_all() if order.cut_all else []
-        serves = not refused or bool(self.sampler.digest)
-        self.sampler.submit(order.requests if serves else ())
-        for _ in range(order.max_steps):
-            if self.sampler.idle and not self.sampler.swap_pending:
-                break
-            deliveries += self.sampler.step()
-            reach(f"{self._role}.decode")
+        with recording(self._traced) as spans:
+            woke = self._wake()
+            refused = self._take_weights(order)
+            deliveries = self.sampler.cut_all() if order.cut_all else []
+            serves = not refused or bool(self.sampler.digest)
+            self.sampler.submit(order.requests if serves else ())
+            for _ in range(order.max_steps):
+                if self.sampler.idle and not self.sampler.swap_pending:
+                    break
+                deliveries += self._step()
+                reach(f"{self._role}.decode")
         counts = self.sampler.metrics()
         report = GeneratorReport(
             generator=self._name,
@@ -86,7 +89,8 @@ class Generator:
             tokens_in_slots=self.sampler.tokens_in_slots,
             open_requests=self.sampler.open_requests,
             swaps_while_decoding=int(counts.get("swaps_while_decoding", 0)),
-            busy=((began, time.time()),),
+            busy=((began, now()),),
+            spans=tuple(spans),
             prefilled_tokens=int(sum(v for k, v in counts.items() if k.startswith("prefilled_"))),
             wake_seconds=woke,
         )
@@ -104,21 +108,30 @@ class Generator:
         """Seconds until cache and weights have their memory again; 0 for who is awake."""
         if not self._asleep:
             return 0.0
-        began = time.monotonic()
+        began = now()
         self.sampler.wake()
         self._asleep = False
-        return time.monotonic() - began
+        return now() - began
+
+    def _step(self) -> list[Delivery]:
+        """One token for every slot; what of it was not prefill is recorded as decode."""
+        began, before = now(), self.sampler.tokens_in_slots
+        left = self.sampler.step()
+        gone = sum(segment.num_sampled for one in left for segment in one.segments)
+        since(began, "decode", steps=1, tokens=self.sampler.tokens_in_slots + gone - before)
+        return left
 
     def _take_weights(self, order: GeneratorOrder) -> str:
         """Stage, verify and swap; a refusal is reported and the old weights go on serving."""
         if order.weights is None or order.weights.version == self.sampler.version:
             return ""
         try:
-            staged = self._receiver.receive(order.weights)
+            with span("receive"):
+                staged = self._receiver.receive(order.weights)
+                reach(f"{self._role}.swap")
+                self.sampler.swap(staged, self._mode)
         except WeightChannelError as error:
             return str(error)
-        reach(f"{self._role}.swap")
-        self.sampler.swap(staged, self._mode)
         return ""
 
     def metrics(self) -> dict[str, float]:

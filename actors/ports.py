@@ -18,7 +18,7 @@ from engine.records.manifest import Manifest
 from engine.records.prompt import Prompt
 from engine.records.trajectory import Group, Trajectory, Verdict
 from engine.records.update import UpdateReport
-from engine.records.work import Delivery, GeneratorOrder, GeneratorReport, Progress, Request
+from engine.records.work import Delivery, GeneratorOrder, GeneratorReport, JudgeReport, Progress, Request
 
 
 class GeneratorPort(Protocol):
@@ -69,7 +69,7 @@ class ReplayPort(Protocol):
 class JudgePort(Protocol):
     """Judges."""
 
-    def judge(self, items: Sequence[tuple[Prompt, Trajectory]]) -> dict[int, Verdict]:
+    def judge(self, items: Sequence[tuple[Prompt, Trajectory]]) -> JudgeReport:
         """Verdicts by trajectory id."""
         ...
 

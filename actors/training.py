@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.config.run import Only
 from engine.faults import reach
+from engine.records import arrival
 from engine.records import event as ev
 from engine.records.manifest import Manifest
 from engine.records.trajectory import DropReason
@@ -59,6 +60,7 @@ class Training:
         if report.committed:
             driver.ledger.consume(ids, report.carried_tokens, report.masked_tokens)
             self.manifest = manifest
+            driver.note(arrival.Committed(report.version, "" if manifest is None else manifest.digest))
             # Before the controller hears of it, which may write a checkpoint at once.
             metrics = driver.replay("metrics") | driver.ledger.metrics() | driver.turns.metrics()
             driver.observer.updated(report, len(ids), metrics)
@@ -67,7 +69,7 @@ class Training:
             driver.ledger.drop(ids, DropReason.non_finite)
         driver.ledger.check()
         driver.turns.to_generators()
-        driver.feed(ev.Updated(report.version, report.committed))
+        driver.feed(ev.Updated(report.version, report.committed, driver.time_is_up))
         reach("driver.updated")
         if report.committed:
             driver.evaluator.consider(report.version, manifest)

@@ -34,6 +34,17 @@ class WeightChannelKind(Enum):
     """How weights travel."""
 
     shared_memory = "shared_memory"
+    object_store = "object_store"
+    nccl = "nccl"
+    cuda_ipc = "cuda_ipc"
+    dotted = "dotted"
+
+
+class KeptIn(Enum):
+    """Where the learner of channel nccl keeps the versions it sends."""
+
+    host = "host"
+    device = "device"
 
 
 @dataclass
@@ -44,14 +55,27 @@ class WeightsConfig(Config):
     bucket_mib: int = 16
     """Bytes sent and verified at once."""
     folder: str = "/dev/shm"
-    """Where the shared-memory channel keeps its run-owned folder."""
+    """Where channels shared_memory and cuda_ipc keep their run-owned folder."""
     deadline_s: float = 60.0
-    """Seconds a generator may take from publish to acknowledgement before it is restarted."""
+    """Seconds a generator may take to receive a version before it is restarted."""
+    gather_s: float = 0.5
+    """Seconds the first receiver of a version waits in channel nccl for the others that took the one before."""
+    host: str = "127.0.0.1"
+    """Where the learner of channel nccl awaits its receivers; route: the address that other machines reach it at."""
+    kept_in: KeptIn = KeptIn.host
+    """Memory in which channel nccl keeps what it sends; device: quicker, at up to three versions of GPU memory."""
+    path: str = ""
+    """package.module.name of a channel of your own, for channel=dotted."""
 
     def validate(self) -> None:
         """See :class:`Config`."""
         require(self.bucket_mib >= 1, "weights.bucket_mib", self.bucket_mib, "give at least 1 MiB")
         require(self.deadline_s > 0, "weights.deadline_s", self.deadline_s, "give seconds above 0")
+        require(0 <= self.gather_s <= self.deadline_s / 2, "weights.gather_s", self.gather_s,
+                "give seconds from 0 to half of weights.deadline_s")
+        require(bool(self.host), "weights.host", self.host, "give an address of this machine, or route")
+        require((self.channel is WeightChannelKind.dotted) == bool(self.path), "weights.path", self.path,
+                "give package.module.name, with weights.channel=dotted and with no other")
 
 
 @dataclass

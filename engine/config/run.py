@@ -48,6 +48,15 @@ class RunSection(Config):
     """Size at which samples.jsonl is rotated."""
     dump_rollouts: bool = False
     """Write every consumed group to rollouts/, readable by train.only=learn."""
+    trace: bool = True
+    """Write trace.json: who did what, when, and who waited for what; open it with ui.perfetto.dev."""
+    max_trace_mib: int = 64
+    """Size at which trace.json stops growing."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.max_trace_mib >= 1, "run.max_trace_mib", self.max_trace_mib,
+                "give at least 1 MiB, or run.trace=false")
 
 
 @dataclass

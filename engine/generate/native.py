@@ -205,9 +205,7 @@ class NativeSampler:
     def _settle(self, ready: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[Delivery]:
         table = self._table
         lengths = table.length[ready] - table.prompt_length[ready]
-        looping = np.zeros(len(ready), bool)
-        if self._watch is not None:
-            looping = self._watch.observe(tokens, ready)
+        looping = np.zeros(len(ready), bool) if self._watch is None else self._watch.observe(tokens, ready)
         limits = self._limit[ready]
         ended = self._stop.candidates(tokens, lengths, limits, looping)
         cut = lengths >= self._cut_length[ready]

@@ -14,6 +14,7 @@ from engine.generate.cache import PrefillPass, SlotTable
 from engine.models.decoder import Decoder
 from engine.models.device import give_back
 from engine.ops.sample import sample
+from engine.trace import span
 
 
 class Passes:
@@ -56,8 +57,9 @@ class Passes:
         """Compute keys that slots lack, in this order, as far as one pass goes; what it did."""
         table = self._table
         work = table.plan_prefill(order, self._prefill_tokens)
-        tokens, slots, positions = self._there(np.stack([work.tokens, work.slots, work.positions])).unbind()
-        self._decoder.forward(tokens, slots, positions, table.keys, table.values)
+        with span("prefill", passes=1, tokens=sum(count for _, count in work.spans.values())):
+            tokens, slots, positions = self._there(np.stack([work.tokens, work.slots, work.positions])).unbind()
+            self._decoder.forward(tokens, slots, positions, table.keys, table.values)
         return work
 
     def _there(self, array: NDArray[Any]) -> Tensor:

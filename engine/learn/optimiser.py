@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.config.learning import OptimiserConfig, Schedule
 from engine.errors import CheckpointError
+from engine.trace import spanned
 
 
 class MasterOptimiser:
@@ -79,6 +80,7 @@ class MasterOptimiser:
         shape = 1.0 - progress if linear else 0.5 * (1.0 + math.cos(math.pi * progress))
         return config.learning_rate * (config.final_fraction + (1.0 - config.final_fraction) * shape)
 
+    @spanned("optimiser")
     def step(self) -> float:
         """Clip, step, round the working weights; returns the gradient norm before clipping.
 

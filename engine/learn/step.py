@@ -8,7 +8,6 @@ changes nothing; an update in which every step was so is not committed.
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -33,10 +32,12 @@ from engine.ops.token_logprob import token_logprob
 from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
+from engine.trace import now, span, spanned
 
 MAX_NON_FINITE_UPDATES = 3
 
 
+@spanned("forward")
 def score_row(network: Any, row: PackedRow, want_entropy: bool = False) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of the loss-carrying tokens of a row: [M] and [M], fp32 nats.
 
@@ -101,15 +102,15 @@ class LearnerCore:
         if not self._takes_turns:
             yield
             return
-        began = time.monotonic()
+        began = now()
         self.onload()
-        self._seconds["hybrid/onload_seconds"] = time.monotonic() - began
+        self._seconds["hybrid/onload_seconds"] = now() - began
         try:
             yield
         finally:
-            began = time.monotonic()
+            began = now()
             self.offload()
-            self._seconds["hybrid/offload_seconds"] = time.monotonic() - began
+            self._seconds["hybrid/offload_seconds"] = now() - began
 
     # ---- one update ----------------------------------------------------------------------------
 
@@ -124,13 +125,13 @@ class LearnerCore:
             NonFiniteError: a reward is not finite, or several updates in a row had no finite step.
         """
         assert groups, "an update consumes at least one group"
-        began = time.time()
+        began = now()
         with self._turn():
             report = self._update(groups)
-        return replace(report, metrics={**report.metrics, **self._seconds}, busy=(began, time.time()))
+        return replace(report, metrics={**report.metrics, **self._seconds}, busy=(began, now()))
 
     def _update(self, groups: Sequence[Group]) -> UpdateReport:
-        began = time.time()
+        began = now()
         accounts = Accounts()
         batches = samples_of(groups, self.loss, self.config.reward, self._rule(), accounts)
         if self.config.learning.reset_optimiser:
@@ -150,7 +151,7 @@ class LearnerCore:
             self.version = self.version.next()
         return UpdateReport(
             self.version, committed, accounts.carried, dict(accounts.masked),
-            self._metrics(sums, norms, rate, accounts), dict(accounts.staleness), (began, time.time()),
+            self._metrics(sums, norms, rate, accounts), dict(accounts.staleness), (began, now()),
         )
 
     @staticmethod
@@ -192,6 +193,7 @@ class LearnerCore:
         bounds = [round(index * len(batches) / steps) for index in range(steps + 1)]
         return [batches[start:stop] for start, stop in pairwise(bounds)]
 
+    @spanned("pack")
     def _rows(self, minibatch: list[list[Sample]], first: bool,
               accounts: Accounts) -> tuple[list[PackedRow], LossScale]:
         """Rows to forward, and the sizes of the whole minibatch."""
@@ -225,7 +227,8 @@ class LearnerCore:
             if not bool(torch.isfinite(output.loss.detach() + gap)):
                 self.optimiser.discard()
                 return math.nan
-            output.loss.backward()
+            with span("backward"):
+                output.loss.backward()
             self.optimiser.collect()
             parts = {"loss": output.loss.detach(), "logprob_gap_mean_nats_sum": gap, **output.metrics}
             for name, part in parts.items():

@@ -32,6 +32,7 @@ def fake_driver(config: RunConfig) -> Any:
     fake = MagicMock()
     fake.config = config
     fake.asked = []
+    fake.time_is_up = False
     fake.turns.learning = False
     fake.turns.to_learner = lambda then: then()
     fake.turns.metrics = dict

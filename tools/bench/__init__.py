@@ -3,6 +3,7 @@
 - ``update``: sample, learn, swap, beside TRL (``trl_child``)
 - ``generate``: whole sequences, beside transformers and vLLM (``vllm_child``)
 - ``decode_bound``: one decoding step, beside its own matrix products
+- ``sampler``, ``learner``: one step of each, beside transformers and the references (``reference_child``)
 - ``controller``: its step function alone; ``publish``: from new weights to the first token under them
 - ``subject``: the model and prompts that all sides share; ``timing``: interleaved repeats
 - ``child``: a side in a process of its own
