@@ -97,8 +97,10 @@ def went_well(life: Life) -> dict[str, Any]:
     return summary
 
 
-def test_a_node_leaves_and_its_generator_is_started_elsewhere(live, nodes):
-    life = live(*joins(nodes))
+@pytest.mark.parametrize("channel", ["shared_memory", "object_store"])
+def test_a_node_leaves_and_its_generator_is_started_elsewhere(live, nodes, channel):
+    """Shared memory reaches both nodes only because they share this machine."""
+    life = live(*joins(nodes), f"weights={channel}")
     leave_while_decoding(life, nodes)
     assert went_well(life)["restarts"] >= 1
     assert "takes its place" in life.says()
