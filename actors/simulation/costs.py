@@ -228,7 +228,8 @@ def _transport(life: Life, serial: bool) -> dict[str, float]:
         if one.start - free > _IDLE_S:
             found[role].append(one.amounts["out_s"] - one.amounts["ran_s"])
         free = one.stop
-    return {role: float(np.median(times)) if role == "judge" else _mean(times) for role, times in found.items()}
+    return {role: max(float(np.median(times)) if role == "judge" else _mean(times), 0.0)
+            for role, times in found.items()}
 
 
 def _prompt_tokens(life: Life, config: RunConfig) -> float:
