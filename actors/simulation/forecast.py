@@ -52,7 +52,7 @@ class Forecast:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         measured = {name: getattr(self.measured, name) for name in (
-            "updates", "seconds_per_update", "tokens_per_second", "samples_per_second")}
+            "updates", "seconds_per_update", "tokens_per_second", "samples_per_second", "staleness", "idle")}
         return {
             "measured": measured, "itself": asdict(self.itself), "error": self.error,
             "predicted": asdict(self.predicted), "costs": asdict(self.measured.costs),

@@ -85,6 +85,9 @@ def test_a_run_is_measured_by_its_own_files(config, tmp_path):
     assert len(measured.lengths) == 2 * config.schedule.batch_groups * config.rollout.samples_per_prompt
     assert sum(measured.lengths) == summary["generated_tokens"]
     assert measured.tokens_per_second * 2 * measured.seconds_per_update == pytest.approx(summary["generated_tokens"])
+    assert measured.staleness == {0: 1.0}
+    assert measured.idle.keys() == {"generator", "learner", "judge"}
+    assert all(0 <= share <= 1 for share in measured.idle.values())
     costs = measured.costs
     assert min(costs.decode.at(1), costs.prefill_pass, costs.receive, costs.publish, costs.learn.slope) > 0
     assert costs.handle.keys() >= {"generator", "judge", "learner"}

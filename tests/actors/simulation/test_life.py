@@ -23,7 +23,7 @@ EVENTS = [
     event("X", 1, "generator: advance", 11.0, 0.1, out_s=0.6, ran_s=0.5, items=1),
     event("X", 1, "replay: deliver", 11.0, 0.05),
     event("X", 1, "checkpoint", 12.0, 1.0),
-    event("i", 1, "version 1", 14.0, committed=True, tokens=5),
+    event("i", 1, "version 1", 14.0, committed=True, tokens=5, staleness={"0": 3, "2": 2}),
     event("i", 1, "version 1", 15.0, committed=False, tokens=5),
     event("s", 1, "trajectory", 15.0),
 ]
@@ -36,6 +36,7 @@ def test_only_the_newest_life_counts():
     assert [one.amounts["items"] for one in life.answers["generator"]] == [1]
     assert [one.seconds for one in life.checkpoints] == [1.0]
     assert [one.start for one in life.commits] == [4.0], "what was not committed is no update"
+    assert life.staleness == {0: 3, 2: 2}
     assert [one.kind for one in life.first_look] == ["prefill"]
 
 
