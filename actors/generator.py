@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from actors.object_store import open_object_store
+from engine.config.cluster import Placement
 from engine.config.run import RunConfig
 from engine.config.schedule import InFlight
 from engine.errors import WeightChannelError
 from engine.faults import reach
 from engine.generate.native import NativeSampler
 from engine.models.decoder import Decoder
+from engine.models.device import torch_device
 from engine.models.policy import DTYPES
 from engine.models.tokenizer import PolicyTokenizer
 from engine.records.work import Delivery, GeneratorOrder, GeneratorReport
@@ -48,12 +51,16 @@ class Generator:
         context = generator.context_tokens or rollout.max_prompt_tokens + rollout.max_response_tokens
         # At bound 0 nothing is older, and a generator that took over must repeat the bits of the one it follows.
         park = self._mode is InFlight.keep_cache and config.schedule.max_staleness > 0
-        decoder = Decoder(AutoConfig.from_pretrained(folder), DTYPES[generator.precision], context)
+        # Who takes turns on a device is born asleep.
+        self._takes_turns = self._asleep = config.cluster.placement is Placement.colocated
+        decoder = Decoder(AutoConfig.from_pretrained(folder), DTYPES[generator.precision], context,
+                          torch_device(config.cluster.device), bare=self._asleep)
         self.sampler = NativeSampler(
             decoder, slots, generator.prefill_tokens, context_tokens=context,
             stop_ids=tokenizer.stop_ids, repetition=rollout.repetition, seed=config.seed, park=park,
+            asleep=self._asleep,
         )
-        self._receiver = open_receiver(config.weights, run_id)
+        self._receiver = open_receiver(config.weights, run_id, open_object_store(config))
         reach(f"{self._role}.start")
 
     def advance(self, order: GeneratorOrder) -> GeneratorReport:
@@ -61,16 +68,18 @@ class Generator:
         began = now()
         torch.set_num_threads(self._threads)
         with recording(self._traced) as spans:
+            woke = self._wake()
             refused = self._take_weights(order)
             deliveries = self.sampler.cut_all() if order.cut_all else []
-            self.sampler.submit(order.requests)
+            serves = not refused or bool(self.sampler.digest)
+            self.sampler.submit(order.requests if serves else ())
             for _ in range(order.max_steps):
                 if self.sampler.idle and not self.sampler.swap_pending:
                     break
                 deliveries += self._step()
                 reach(f"{self._role}.decode")
         counts = self.sampler.metrics()
-        return GeneratorReport(
+        report = GeneratorReport(
             generator=self._name,
             deliveries=tuple(deliveries),
             version=self.sampler.version,
@@ -83,7 +92,26 @@ class Generator:
             busy=((began, now()),),
             spans=tuple(spans),
             prefilled_tokens=int(sum(v for k, v in counts.items() if k.startswith("prefilled_"))),
+            wake_seconds=woke,
         )
+        if self._role == "evaluator":
+            self.sleep()
+        return report
+
+    def sleep(self) -> None:
+        """Leave a shared device until the next order; an evaluator does so whenever it has answered."""
+        if self._takes_turns and not self._asleep:
+            self.sampler.sleep()
+            self._asleep = True
+
+    def _wake(self) -> float:
+        """Seconds until cache and weights have their memory again; 0 for who is awake."""
+        if not self._asleep:
+            return 0.0
+        began = now()
+        self.sampler.wake()
+        self._asleep = False
+        return now() - began
 
     def _step(self) -> list[Delivery]:
         """One token for every slot; what of it was not prefill is recorded as decode."""

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.records import event as ev
 from engine.records.prompt import Prompt
@@ -11,6 +16,19 @@ from engine.records.work import JudgeReport
 
 if TYPE_CHECKING:
     from actors.driver import Driver
+
+
+def pieces(trajectory: Trajectory, decode: Callable[[NDArray[np.int32]], str]) -> list[str]:
+    """The text of a response, segment by segment; joined, that of the whole.
+
+    A character whose bytes lie in two segments belongs to the later one.
+    """
+    whole, cuts, end = decode(trajectory.token_ids), [0], 0
+    for segment in trajectory.segments[:-1]:
+        end += len(segment.token_ids)
+        both = zip(whole, decode(trajectory.token_ids[:end]), strict=False)
+        cuts.append(max(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both)), cuts[-1]))
+    return [whole[start:stop] for start, stop in pairwise([*cuts, len(whole)])]
 
 
 class Judging:
@@ -37,10 +55,9 @@ class Judging:
         for trajectory_id, verdict in verdicts.items():
             if trajectory_id in awaited and verdict.outcome is Outcome.ok:
                 self.correct[trajectory_id] = verdict.correct
-        texts = [driver.tokenizer.decode(trajectory.token_ids) for _, trajectory in items]
         driver.observer.judged([
-            (prompt, trajectory, text, verdicts[trajectory.trajectory_id])
-            for (prompt, trajectory), text in zip(items, texts, strict=True)
+            (prompt, trajectory, pieces(trajectory, driver.tokenizer.decode), verdicts[trajectory.trajectory_id])
+            for prompt, trajectory in items
         ])
         driver.feed(driver.replay("judged", verdicts))
 

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from actors.learner_state import read_core, write_core
+from actors.object_store import open_object_store
 from actors.rollouts import read_rollouts, write_rollouts
 from engine.config.run import RunConfig
 from engine.faults import reach
@@ -53,7 +54,8 @@ class Learner:
         self.core = LearnerCore(network, config, fixed)
         self._tokenizer = PolicyTokenizer.from_folder(Path(folder))
         self._dumps = Path(dumps) if dumps else None
-        self._sender = open_sender(config.weights, run_id, DTYPES[config.generator.precision])
+        store = open_object_store(config)
+        self._sender = open_sender(config.weights, run_id, DTYPES[config.generator.precision], store)
         reach("learner.start")
 
     def publish(self) -> Manifest:

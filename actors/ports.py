@@ -28,6 +28,10 @@ class GeneratorPort(Protocol):
         """Take weights, cut, admit, decode, in this order; hand over what left its slot."""
         ...
 
+    def sleep(self) -> None:
+        """Leave a shared device until the next order."""
+        ...
+
 
 class ReplayPort(Protocol):
     """Holds trajectories between issue and training."""

@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from actors.tracing import BEGINS, DRIVER, VERSION, role_of
 from engine.records.span import Span
 
+ANSWERS = ("generator: advance", "evaluator: advance", "judge: judge", "learner: update")
+"""What the driver does again and again."""
+
 
 @dataclass(slots=True)
 class Life:
@@ -61,7 +64,7 @@ def _sort(life: Life, actor: str, one: Span, ages: Mapping[str, int]) -> None:
             life.commits.append(one)
             life.staleness.update({int(age): count for age, count in ages.items()})
     elif actor == DRIVER:
-        if "out_s" in one.amounts:
+        if one.kind in ANSWERS:
             life.answers[one.kind.partition(":")[0]].append(one)
         elif one.kind == "checkpoint":
             life.checkpoints.append(one)

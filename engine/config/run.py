@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from engine.config.base import Config, require
-from engine.config.cluster import ClusterConfig, WeightsConfig
+from engine.config.cluster import ClusterConfig, Placement, WeightsConfig
 from engine.config.learning import Baseline, LearningConfig, LossConfig, MirrorDescentConfig
 from engine.config.model import ModelConfig, ModelSource
 from engine.config.prompts import PromptsConfig
@@ -143,6 +143,10 @@ class RunConfig(Config):
                 f"the longest response takes {rounds} rounds, so finished siblings of slow "
                 f"trajectories would lose their loss; give at least {rounds - 1}, or a larger "
                 "schedule.round_budget_tokens")
+        apart = self.cluster.placement is Placement.disaggregated
+        require(apart or schedule.rounds, "cluster.placement", "colocated",
+                "with schedule=async generators sample while the learner learns, so they cannot take turns on a "
+                "device; choose schedule=iterative, which cuts at the round budget, schedule=sync, or disaggregated")
         context = self.generator.context_tokens
         need = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
         require(context == 0 or context >= need, "generator.context_tokens", context,

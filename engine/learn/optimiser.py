@@ -105,6 +105,15 @@ class MasterOptimiser:
         self.discard()
         return norm
 
+    @torch.no_grad()
+    def to(self, device: torch.device) -> None:
+        """Take master weights and moments along to a device; those that are the working weights moved with these."""
+        for master in self._master:
+            master.data = master.data.to(device)
+        for state in self._adam.state.values():
+            for name, value in state.items():
+                state[name] = value.to(device) if isinstance(value, Tensor) else value
+
     def discard(self) -> None:
         """Drop the gradients collected so far."""
         for master, working in zip(self._master, self._working, strict=True):

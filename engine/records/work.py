@@ -81,6 +81,8 @@ class GeneratorReport:
     """Intervals of the wall clock (seconds) in which it worked."""
     prefilled_tokens: int = 0
     """Cumulative count of tokens prefilled, by all causes."""
+    wake_seconds: float = 0.0
+    """Time to take its memory on a shared device again; 0 where it was awake."""
     spans: tuple[Span, ...] = ()
     """What it did in ``busy``; empty without ``run.trace``."""
 
