@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from engine.records import event as ev
 from engine.records.prompt import Prompt
-from engine.records.trajectory import Outcome, Trajectory, Verdict
+from engine.records.trajectory import Outcome, Trajectory
+from engine.records.work import JudgeReport
 
 if TYPE_CHECKING:
     from actors.driver import Driver
@@ -44,10 +45,10 @@ class Judging:
         driver = self._driver
         self._under_way.update(command.trajectory_ids)
         items = driver.replay("to_judge", command.trajectory_ids)
-        driver.later(lambda verdicts: self._judged(items, verdicts), driver.supervisor.judge, "judge", items)
+        driver.later(lambda report: self._judged(items, report), driver.supervisor.judge, "judge", items)
 
-    def _judged(self, items: tuple[tuple[Prompt, Trajectory], ...], verdicts: dict[int, Verdict]) -> None:
-        driver = self._driver
+    def _judged(self, items: tuple[tuple[Prompt, Trajectory], ...], report: JudgeReport) -> None:
+        driver, verdicts = self._driver, report.verdicts
         # Groups may have been dropped meanwhile, and nobody asks for their verdicts any more.
         awaited = self._under_way & verdicts.keys()
         self._under_way -= awaited

@@ -22,7 +22,7 @@ from engine.config.run import Only, RunConfig
 from engine.errors import ActorError, CheckpointError, ConfigError
 from engine.preflight import Checked, check, needs
 from engine.run_folder import RunFolder
-from engine.weights.shared_memory import clean_leftovers
+from engine.weights.channel_folder import clean_leftovers
 
 
 class StopSignal:
@@ -94,7 +94,7 @@ def _live(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSign
     resumed = folder.resumed
     while True:
         try:
-            return _life(config, checked, folder, stop, restarts, resumed)
+            return life(config, checked, folder, stop, restarts, resumed)
         except ActorError as error:
             if stop.asked or not error.actor.startswith(("learner", "replay")):
                 raise
@@ -103,8 +103,13 @@ def _live(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSign
             resumed = True
 
 
-def _life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSignal, restarts: Restarts,
-          resumed: bool) -> dict[str, Any]:
+def life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSignal, restarts: Restarts,
+         resumed: bool, make: Callable[..., Driver] = Driver) -> dict[str, Any]:
+    """One life of a run: from its actors' start to its summary, or to what ends it.
+
+    Raises:
+        PeriluneError: what ended it.
+    """
     observer = Observer(config, folder)
     model = str(checked.folder or warm_start(config, checked.prompts, observer.say))
     clean_leftovers(Path(config.weights.folder))
@@ -115,8 +120,8 @@ def _life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSign
         dumps = str(folder.rollouts) if dumped else ""
         supervisor = Supervisor(cluster, config, model, folder.run_id, dumps, restarts)
         supervisor.start_all()
-        driver = Driver(config, cluster, supervisor, folder, checked.prompts, checked.tokenizer, observer,
-                        lambda: stop.asked)
+        driver = make(config, cluster, supervisor, folder, checked.prompts, checked.tokenizer, observer,
+                      lambda: stop.asked)
         opened = driver
         driver.write_checkpoint = lambda: _checkpoint(opened, folder)
         stop.worth_saving = True

@@ -34,6 +34,9 @@ class JudgedItem:
 
     trajectory_id: int
     outcome: Outcome
+    score: float = 0.0
+    """Of a verdict that is ok."""
+    correct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
