@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,7 @@ class Observer:
         self._meters = Meters()
         self.totals: Counter[str] = Counter()
         self.staleness: Counter[int] = Counter()
-        self.busy: Counter[str] = Counter()
+        self.busy: defaultdict[str, float] = defaultdict(float)
         """Actor -> seconds that its calls took."""
         self._generator_counts: dict[str, tuple[int, int]] = {}
         self._generating: deque[tuple[float, float]] = deque()
@@ -280,7 +280,7 @@ class Observer:
         self.totals = Counter(state["totals"])
         self.staleness = Counter({int(k): v for k, v in state["staleness"].items()})
         self._earlier_seconds, self._overlap = state["seconds"], state["overlap"]
-        self.busy = Counter(state.get("busy", {}))
+        self.busy = defaultdict(float, state.get("busy", {}))
         self.accuracy = {int(k): v for k, v in state["accuracy"].items()}
         self._last_tokens = self.totals["generated_tokens"]
         self._writer.truncate(updates)
