@@ -21,7 +21,9 @@ from actors.judging import Judging
 from actors.observer import Observer
 from actors.study import num_updates, study
 from actors.supervisor import Supervisor
+from actors.tracing import Tracer
 from actors.training import Training
+from actors.turns import Turns
 from engine.config.run import Only, RunConfig
 from engine.errors import ActorError
 from engine.models.tokenizer import PolicyTokenizer
@@ -32,6 +34,7 @@ from engine.records import event as ev
 from engine.records.codec import encode
 from engine.replay.ledger import Ledger
 from engine.run_folder import RunFolder
+from engine.trace import now as wall_clock
 
 POLL_S = 0.5
 STOP_GRACE_S = 6.0
@@ -44,6 +47,8 @@ class Call:
     pending: Pending
     deadline: float
     answer: Callable[[Any], None]
+    sent: float
+    """Wall clock, for the trace."""
 
 
 class Driver:
@@ -67,10 +72,12 @@ class Driver:
             num_generators=config.generator.num_generators,
         )
         self.arrivals = folder.arrivals_file.open("ab")
+        self.tracer = Tracer(config, folder, self.controller)
         self.generation = Generation(self)
         self.judging = Judging(self)
         self.training = Training(self)
         self.evaluator = Evaluator(self)
+        self.turns = Turns(self)
         self.write_checkpoint: Callable[[], None] | None = None
         self.stopped = False
         self.should_stop = should_stop
@@ -92,6 +99,12 @@ class Driver:
         train, updates = self.config.train, self.config.learning.updates
         return num_updates(train.rollouts, updates) if train.only is Only.learn else updates
 
+    @property
+    def time_is_up(self) -> bool:
+        """All the time that training was given is used; asked between updates."""
+        limit = self.config.learning.max_seconds
+        return bool(limit) and self.observer.train_seconds >= limit
+
     # ---- the loop ------------------------------------------------------------------------------
 
     @property
@@ -108,6 +121,7 @@ class Driver:
         if self.config.train.only is Only.learn:
             study(self)
             return
+        self.tracer.begin()
         for name in self.supervisor.generators:
             self.generation.welcome(name)
         while not self.over:
@@ -145,7 +159,8 @@ class Driver:
         except ActorError as error:
             self.died(error)
             return
-        call.answer(value)
+        with self.tracer.handling(done.actor, done.method, call.sent, value):
+            call.answer(value)
 
     def _next_answer(self) -> Pending | None:
         return self.cluster.wait([call.pending for call in self._calls], POLL_S)
@@ -196,6 +211,7 @@ class Driver:
                 event = self._inbox.popleft()
                 self.note(event)
                 for command in self.controller.step(event):
+                    self.tracer.saw(command)
                     self._carry_out[type(command)](command)
         finally:
             self._draining = False
@@ -210,12 +226,14 @@ class Driver:
         """Ask an actor; ``answer`` receives what it says, once it does."""
         pending = self.cluster.call(name, method, *arguments)
         deadline = self._now() + self.config.cluster.call_deadline_s
-        self._calls.append(Call(pending, deadline, answer))
+        self._calls.append(Call(pending, deadline, answer, wall_clock()))
+        self.tracer.called(name)
 
     def replay(self, method: str, *arguments: Any) -> Any:
         """Ask replay and wait for its answer."""
-        return ask(self.cluster, "replay", method, *arguments,
-                   deadline_s=self.config.cluster.call_deadline_s)
+        with self.tracer.part(f"replay: {method}"):
+            return ask(self.cluster, "replay", method, *arguments,
+                       deadline_s=self.config.cluster.call_deadline_s)
 
     def died(self, error: ActorError) -> None:
         """An actor is gone: replace it, or end this life of the run.
@@ -229,8 +247,9 @@ class Driver:
         self.note(arrival.Died(old))
         new = self.supervisor.replace(error)
         self.observer.totals["restarts"] += 1
-        self.observer.say(f"{error}; {new} takes its place")
+        self.observer.say(f"{error}; {new or 'nobody'} takes its place")
         self._calls = [call for call in self._calls if call.pending.actor != old]
+        self.tracer.left(old)
         if old.startswith("evaluator"):
             self.evaluator.abandon()
         elif old.startswith("judge"):
@@ -239,7 +258,9 @@ class Driver:
         else:
             self.generation.lost(old)
             self.feed(ev.GeneratorLost(old))
-            self.generation.welcome(new)
+            if new:
+                self.turns.welcome(new)
+        self.turns.lost(old)
 
     # ---- commands of its own -------------------------------------------------------------------
 
@@ -253,7 +274,8 @@ class Driver:
     def _checkpoint(self, _: ev.WriteCheckpoint) -> None:
         self.ledger.check()
         assert self.write_checkpoint is not None, "the launcher injects it"
-        self.write_checkpoint()
+        with self.tracer.part("checkpoint"):
+            self.write_checkpoint()
         self.feed(ev.CheckpointWritten())
 
     def _finish(self, command: ev.Finish) -> None:
@@ -262,4 +284,5 @@ class Driver:
     def close(self) -> None:
         """Close the journals."""
         self.arrivals.close()
+        self.tracer.close()
         self.ledger.close()

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from actors.learner_state import read_core, write_core
+from actors.object_store import open_object_store
 from actors.rollouts import read_rollouts, write_rollouts
 from engine.config.run import RunConfig
 from engine.faults import reach
@@ -25,6 +26,7 @@ from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
 from engine.records.work import Delivery
+from engine.trace import recording, span
 from engine.weights.channel import open_sender, weights_digest
 
 GroupLengths = tuple[int, str, dict[int, int]]
@@ -43,6 +45,7 @@ class Learner:
             dumps: folder for consumed groups; empty: none are written.
         """
         self._threads = config.cluster.threads.learner
+        self._traced = config.run.trace
         torch.set_num_threads(self._threads)
         network = load_network(folder, config.learning.precision)
         if config.model.adapter.rank:
@@ -51,7 +54,8 @@ class Learner:
         self.core = LearnerCore(network, config, fixed)
         self._tokenizer = PolicyTokenizer.from_folder(Path(folder))
         self._dumps = Path(dumps) if dumps else None
-        self._sender = open_sender(config.weights, run_id, DTYPES[config.generator.precision])
+        store = open_object_store(config)
+        self._sender = open_sender(config.weights, run_id, DTYPES[config.generator.precision], store)
         reach("learner.start")
 
     def publish(self) -> Manifest:
@@ -67,14 +71,16 @@ class Learner:
         torch.set_num_threads(self._threads)
         if self._dumps is not None:
             write_rollouts(self._dumps, self.core.version.updates, groups)
-        report = self.core.update(groups)
-        reach("learner.update")
-        if not report.committed:
-            return report, None
-        began = time.time()
-        manifest = self.publish()
+        with recording(self._traced) as spans:
+            report = self.core.update(groups)
+            reach("learner.update")
+            if not report.committed:
+                return replace(report, spans=tuple(spans)), None
+            began = time.time()
+            with span("publish"):
+                manifest = self.publish()
         metrics = {**report.metrics, "publish/seconds": time.time() - began}
-        return replace(report, metrics=metrics), manifest
+        return replace(report, metrics=metrics, spans=tuple(spans)), manifest
 
     def record(self, batch: int, groups: Sequence[Group]) -> int:
         """Write down a batch instead of learning from it; returns its tokens."""

@@ -62,6 +62,8 @@ class Observer:
         self._meters = Meters()
         self.totals: Counter[str] = Counter()
         self.staleness: Counter[int] = Counter()
+        self.busy: Counter[str] = Counter()
+        """Actor -> seconds that its calls took."""
         self._generator_counts: dict[str, tuple[int, int]] = {}
         self._generating: deque[tuple[float, float]] = deque()
         self._overlap = 0.0
@@ -103,6 +105,7 @@ class Observer:
         self.totals["swaps_while_decoding"] += report.swaps_while_decoding - before[1]
         self._generator_counts[report.generator] = (report.generated_tokens, report.swaps_while_decoding)
         self._generating.extend(report.busy)
+        self.busy[report.generator] += sum(stop - start for start, stop in report.busy)
 
     def delivered(self, items: Sequence[Progress]) -> None:
         """Trajectories left their slots."""
@@ -112,10 +115,10 @@ class Observer:
                 self.totals["trajectories_with_2_segments"] += item.num_segments >= 2
                 self.totals["trajectories_with_2_versions"] += item.num_versions >= 2
 
-    def judged(self, pairs: Sequence[tuple[Prompt, Trajectory, str, Verdict]]) -> None:
-        """Verdicts arrived: means for the next line, and samples to read."""
+    def judged(self, pairs: Sequence[tuple[Prompt, Trajectory, Sequence[str], Verdict]]) -> None:
+        """Verdicts arrived: means for the next line, and samples to read, the text by segment."""
         rows = []
-        for prompt, trajectory, text, verdict in pairs:
+        for prompt, trajectory, pieces, verdict in pairs:
             if verdict.outcome.value == "ok":
                 self._meters.mean("rollout/reward_mean", verdict.score)
                 self._meters.mean("rollout/correct_fraction", float(verdict.correct))
@@ -125,10 +128,11 @@ class Observer:
             self._meters.mean("rollout/repetition_fraction", float(reason is FinishReason.repetition))
             rows.append({
                 "trajectory": trajectory.trajectory_id, "group": trajectory.group_id,
-                "prompt": prompt.messages[-1].content, "text": text, "score": verdict.score,
+                "prompt": prompt.messages[-1].content, "text": "".join(pieces), "score": verdict.score,
                 "correct": verdict.correct, "reason": verdict.reason, "outcome": verdict.outcome.value,
                 "finish": "" if reason is None else reason.value,
                 "segments": [[str(s.version), s.num_sampled] for s in trajectory.segments],
+                "pieces": list(pieces),
             })
         self._folder.append_samples(rows)
 
@@ -139,6 +143,7 @@ class Observer:
         self.totals["trained_tokens"] += report.carried_tokens
         self.totals["trained_trajectories"] += trajectories
         self._count_overlap(report.busy)
+        self.busy["learner"] += report.busy[1] - report.busy[0]
         tokens = self.totals["generated_tokens"] - self._last_tokens
         values = self._meters.reduce() | dict(report.metrics) | dict(extra) | self.selection.metrics()
         if alarm := self.selection.news():
@@ -224,7 +229,7 @@ class Observer:
             "samples_per_second": self.totals["trained_trajectories"] / max(seconds, 1e-9),
             "max_staleness_seen": max(self.staleness, default=0),
             "staleness_histogram": {str(k): v for k, v in sorted(self.staleness.items())},
-            "overlap_seconds": self._overlap,
+            "overlap_seconds": self._overlap, "busy_seconds": dict(self.busy),
             "loss_carrying_fraction": carried / (carried + masked) if carried + masked else 1.0,
             "weights_digest": digest, "ledger": ledger, "seed": self._config.seed,
             "canary_gap_nats": self.totals_canary, "restarts": self.totals["restarts"], "git_commit": git_commit(),
@@ -236,7 +241,7 @@ class Observer:
         """Totals that go on after a resume."""
         return {
             "totals": dict(self.totals), "staleness": {str(k): v for k, v in self.staleness.items()},
-            "seconds": self.train_seconds, "overlap": self._overlap,
+            "seconds": self.train_seconds, "overlap": self._overlap, "busy": dict(self.busy),
             "accuracy": {str(k): v for k, v in self.accuracy.items()},
         }
 
@@ -245,6 +250,7 @@ class Observer:
         self.totals = Counter(state["totals"])
         self.staleness = Counter({int(k): v for k, v in state["staleness"].items()})
         self._earlier_seconds, self._overlap = state["seconds"], state["overlap"]
+        self.busy = Counter(state.get("busy", {}))
         self.accuracy = {int(k): v for k, v in state["accuracy"].items()}
         self._last_tokens = self.totals["generated_tokens"]
         self._writer.truncate(updates)

@@ -27,7 +27,7 @@ from engine.config.run import Only, RunConfig
 from engine.errors import ActorError, CheckpointError, ConfigError
 from engine.preflight import Checked, check, needs
 from engine.run_folder import RunFolder
-from engine.weights.shared_memory import clean_leftovers
+from engine.weights.channel_folder import clean_leftovers
 
 
 class StopSignal:
@@ -85,7 +85,8 @@ def _complete(config: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
     if config.train.only is Only.rollout or not folder.summary_file.exists():
         return None
     summary: dict[str, Any] = json.loads(folder.summary_file.read_text())
-    if summary["updates"] < config.learning.updates:
+    limit = config.learning.max_seconds
+    if summary["updates"] < config.learning.updates and not (limit and summary["train_seconds"] >= limit):
         return None
     if not config.run.quiet:
         print(f"{folder.path} is complete: {summary['updates']} updates", flush=True)

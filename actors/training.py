@@ -54,7 +54,9 @@ class Training:
         if self._records:
             driver.later(lambda tokens: self._recorded(ids, tokens), "learner", "record", self.batches, groups)
         else:
-            driver.later(lambda answer: self.updated(ids, *answer), "learner", "update", groups)
+            driver.turns.to_learner(
+                lambda: driver.later(lambda answer: self.updated(ids, *answer), "learner", "update", groups)
+            )
 
     def updated(self, group_ids: tuple[int, ...], report: UpdateReport, manifest: Manifest | None) -> None:
         """The learner finished an update: book it, then let the controller go on."""
@@ -65,12 +67,14 @@ class Training:
             self.manifest = manifest
             driver.note(arrival.Committed(report.version, "" if manifest is None else manifest.digest))
             # Before the controller hears of it, which may write a checkpoint at once.
-            driver.observer.updated(report, len(ids), driver.replay("metrics") | driver.ledger.metrics())
+            metrics = driver.replay("metrics") | driver.ledger.metrics() | driver.turns.metrics()
+            driver.observer.updated(report, len(ids), metrics)
         else:
             driver.observer.say("the update was not finite and is not committed; its groups are dropped")
             driver.ledger.drop(ids, DropReason.non_finite)
         driver.ledger.check()
-        driver.feed(ev.Updated(report.version, report.committed))
+        driver.turns.to_generators()
+        driver.feed(ev.Updated(report.version, report.committed, driver.time_is_up))
         reach("driver.updated")
         if report.committed:
             driver.evaluator.consider(report.version, manifest)

@@ -107,6 +107,10 @@ DOCUMENTED: dict[str, str] = {
     "selection/kind_share_min": "smallest share of a kind or tag among trained groups over that among generated",
     "selection/alarm": "1 where trained groups differ from generated ones by more than chance",
     "checkpoint/seconds": "time to write a checkpoint",
+    "hybrid/sleep_seconds": "time until all who sample had left shared devices, running evaluations included",
+    "hybrid/onload_seconds": "time to bring the learner's weights and moments to a shared device",
+    "hybrid/offload_seconds": "time to bring them back to the host's memory",
+    "hybrid/wake_seconds": "longest time in which a generator took its memory on a shared device again",
     "supervise/restarts": "actors restarted since the run began",
     **{f"ledger/dropped_{k}_trajectories": f"trajectories dropped: {v}" for k, v in _DROPPED.items()},
     **{f"ledger/dropped_{k}_tokens": f"tokens dropped: {v}" for k, v in _DROPPED.items()},
@@ -177,13 +181,8 @@ class MetricsWriter:
         ConfigError: ``wandb`` is asked for and its package is missing.
     """
 
-    def __init__(
-        self,
-        run_dir: Path,
-        wandb: bool = False,
-        config: Mapping[str, Any] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
+    def __init__(self, run_dir: Path, wandb: bool = False, config: Mapping[str, Any] | None = None,
+                 clock: Callable[[], float] = time.monotonic) -> None:
         self._wandb = _start_wandb(run_dir, config) if wandb else None
         self._file = run_dir / "metrics.jsonl"
         self._clock = clock

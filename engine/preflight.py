@@ -9,7 +9,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from engine.config.rollout import GeneratorKind, Precision
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, ModelError
 from engine.losses.objective import build_loss
+from engine.models.device import torch_device
 from engine.models.policy import model_folder
 from engine.models.tokenizer import PolicyTokenizer, character_tokenizer
 from engine.prompts.prompt_set import PromptSet, load_prompts
@@ -52,6 +54,8 @@ def check(config: RunConfig) -> Checked:
     build_loss(config.loss)
     if config.generator.kind is not GeneratorKind.native:
         raise ConfigError("generator.kind", config.generator.kind.value, "only native is built in here")
+    if config.cluster.kind is ClusterKind.serial or config.cluster.address == "local":
+        torch_device(config.cluster.device)
     prompts = load_prompts(config.prompts)
     for kind in sorted({p.kind for p in (*prompts.train, *prompts.heldout)}):
         check_kind(kind, config.reward)
@@ -114,9 +118,19 @@ def needs(config: RunConfig, architecture: dict[str, Any]) -> dict[str, Any]:
         "weight_channel_bytes": parameters * generator * 2,
         "checkpoint_bytes_each": parameters * 12,
         "processes": processes if config.cluster.kind is ClusterKind.ray else ["all in this one"],
-        "cpus_asked_of_ray": config.cluster.learner_cpus
-        + config.cluster.generator_cpus * (config.generator.num_generators + 1),
+        "asked_of_ray": _asked_of_ray(config),
     }
+
+
+def _asked_of_ray(config: RunConfig) -> dict[str, float]:
+    """CPUs, GPUs and other resources of all actors together; what is 0 is left out."""
+    asked, total = config.cluster.resources, Counter[str]()
+    counts = {"generator": config.generator.num_generators}
+    for role in fields(asked):
+        one = getattr(asked, role.name)
+        for name, amount in {"cpus": one.cpus, "gpus": one.gpus, **one.custom}.items():
+            total[name] += amount * counts.get(role.name, 1)
+    return {name: amount for name, amount in total.items() if amount}
 
 
 def _check_room(config: RunConfig, architecture: dict[str, Any]) -> None:

@@ -51,6 +51,12 @@ class Sampler(Protocol):
     def swap(self, staged: StagedWeights, mode: InFlight) -> None:
         """Serve these weights from the next token on; ``finish`` waits until all slots are empty."""
 
+    def sleep(self) -> None:
+        """Free cache and weights of the device, for others that compute there; every slot must be empty."""
+
+    def wake(self) -> None:
+        """Take the memory again; nothing is sampled before weights are swapped in."""
+
     @property
     def idle(self) -> bool:
         """Nothing decodes and nothing waits."""

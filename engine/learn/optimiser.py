@@ -11,6 +11,7 @@ from torch import Tensor
 
 from engine.config.learning import OptimiserConfig, Schedule
 from engine.errors import CheckpointError
+from engine.trace import spanned
 
 
 class MasterOptimiser:
@@ -79,6 +80,7 @@ class MasterOptimiser:
         shape = 1.0 - progress if linear else 0.5 * (1.0 + math.cos(math.pi * progress))
         return config.learning_rate * (config.final_fraction + (1.0 - config.final_fraction) * shape)
 
+    @spanned("optimiser")
     def step(self) -> float:
         """Clip, step, round the working weights; returns the gradient norm before clipping.
 
@@ -102,6 +104,15 @@ class MasterOptimiser:
             self.steps += 1
         self.discard()
         return norm
+
+    @torch.no_grad()
+    def to(self, device: torch.device) -> None:
+        """Take master weights and moments along to a device; those that are the working weights moved with these."""
+        for master in self._master:
+            master.data = master.data.to(device)
+        for state in self._adam.state.values():
+            for name, value in state.items():
+                state[name] = value.to(device) if isinstance(value, Tensor) else value
 
     def discard(self) -> None:
         """Drop the gradients collected so far."""

@@ -7,7 +7,8 @@ rows a trajectory shares changes neither its loss nor its gradient, only the spe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,13 @@ class PackedRow:
     """[M] int64, 0 .. N-1, ascending."""
     samples: tuple[Sample, ...]
     """N samples of this row, in order."""
+
+    def to(self, device: torch.device) -> PackedRow:
+        """The row with its tensors on a device; the same one where they are there."""
+        if self.tokens.device == device:
+            return self
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        return PackedRow(**{n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()})
 
 
 def _clusters(samples: Sequence[Sample], budget: int, share: bool) -> list[list[Sample]]:

@@ -8,15 +8,17 @@ changes nothing; an update in which every step was so is not committed.
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine.config.cluster import Placement
 from engine.config.run import RunConfig
 from engine.config.schedule import Straggler
 from engine.errors import NonFiniteError
@@ -24,15 +26,18 @@ from engine.learn.batch import Accounts, LossRule, samples_of
 from engine.learn.optimiser import MasterOptimiser
 from engine.learn.packing import PackedRow, Sample, pack
 from engine.losses.objective import LossInputs, LossScale, build_loss, mean_metrics
+from engine.models.device import give_back, torch_device
 from engine.models.policy import head_weight, hidden_states
 from engine.ops.token_logprob import token_logprob
 from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
+from engine.trace import now, span, spanned
 
 MAX_NON_FINITE_UPDATES = 3
 
 
+@spanned("forward")
 def score_row(network: Any, row: PackedRow, want_entropy: bool = False) -> tuple[Tensor, Tensor]:
     """Log-probs and entropies of the loss-carrying tokens of a row: [M] and [M], fp32 nats.
 
@@ -68,6 +73,44 @@ class LearnerCore:
         self.version = PolicyVersion(0, 0)
         self._fixed_network = fixed_network
         self._non_finite = 0
+        self.device = torch_device(config.cluster.device)
+        self._takes_turns = config.cluster.placement is Placement.colocated
+        self._seconds: dict[str, float] = {}
+        if not self._takes_turns:
+            self.onload()
+
+    # ---- turns on a device that generators use too ---------------------------------------------
+
+    def onload(self) -> None:
+        """Bring weights and moments to the device."""
+        self._move(self.device)
+
+    def offload(self) -> None:
+        """Keep weights and moments in the host's memory, and leave the device to others."""
+        self._move(torch.device("cpu"))
+        give_back(self.device)
+
+    def _move(self, device: torch.device) -> None:
+        self.network.to(device)
+        if self._fixed_network is not None:
+            self._fixed_network.to(device)
+        self.optimiser.to(device)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """On the device while this lasts; the seconds it took to come and go are kept."""
+        if not self._takes_turns:
+            yield
+            return
+        began = now()
+        self.onload()
+        self._seconds["hybrid/onload_seconds"] = now() - began
+        try:
+            yield
+        finally:
+            began = now()
+            self.offload()
+            self._seconds["hybrid/offload_seconds"] = now() - began
 
     # ---- one update ----------------------------------------------------------------------------
 
@@ -82,7 +125,13 @@ class LearnerCore:
             NonFiniteError: a reward is not finite, or several updates in a row had no finite step.
         """
         assert groups, "an update consumes at least one group"
-        began = time.time()
+        began = now()
+        with self._turn():
+            report = self._update(groups)
+        return replace(report, metrics={**report.metrics, **self._seconds}, busy=(began, now()))
+
+    def _update(self, groups: Sequence[Group]) -> UpdateReport:
+        began = now()
         accounts = Accounts()
         batches = samples_of(groups, self.loss, self.config.reward, self._rule(), accounts)
         if self.config.learning.reset_optimiser:
@@ -102,7 +151,7 @@ class LearnerCore:
             self.version = self.version.next()
         return UpdateReport(
             self.version, committed, accounts.carried, dict(accounts.masked),
-            self._metrics(sums, norms, rate, accounts), dict(accounts.staleness), (began, time.time()),
+            self._metrics(sums, norms, rate, accounts), dict(accounts.staleness), (began, now()),
         )
 
     @staticmethod
@@ -144,6 +193,7 @@ class LearnerCore:
         bounds = [round(index * len(batches) / steps) for index in range(steps + 1)]
         return [batches[start:stop] for start, stop in pairwise(bounds)]
 
+    @spanned("pack")
     def _rows(self, minibatch: list[list[Sample]], first: bool,
               accounts: Accounts) -> tuple[list[PackedRow], LossScale]:
         """Rows to forward, and the sizes of the whole minibatch."""
@@ -152,7 +202,8 @@ class LearnerCore:
         scale = LossScale(len(minibatch), len(samples), tokens, self.config.rollout.samples_per_prompt)
         learning = self.config.learning
         skip = learning.skip_zero_advantage and self.loss.skips_zero_advantage(first)
-        return pack(accounts.settle(samples, skip), learning.row_tokens, learning.share_prompts), scale
+        rows = pack(accounts.settle(samples, skip), learning.row_tokens, learning.share_prompts)
+        return [row.to(self.device) for row in rows], scale
 
     @torch.no_grad()
     def _reference(self, rows: list[PackedRow]) -> list[Tensor] | None:
@@ -176,7 +227,8 @@ class LearnerCore:
             if not bool(torch.isfinite(output.loss.detach() + gap)):
                 self.optimiser.discard()
                 return math.nan
-            output.loss.backward()
+            with span("backward"):
+                output.loss.backward()
             self.optimiser.collect()
             parts = {"loss": output.loss.detach(), "logprob_gap_mean_nats_sum": gap, **output.metrics}
             for name, part in parts.items():
@@ -194,12 +246,14 @@ class LearnerCore:
             assert self._fixed_network is not None, "a loss with a fixed policy was built without one"
             with torch.no_grad():
                 fixed = score_row(self._fixed_network, row)[0]
-        counts = torch.bincount(row.trajectory, minlength=len(row.samples))
+        # Counted on the host, where a GPU need not be waited for.
+        counts = torch.tensor([int(sample.carries_loss.sum()) for sample in row.samples]).to(self.device)
         return LossInputs(
             learner_logprob=logprob, behaviour_logprob=row.behaviour_logprob, reference_logprob=reference,
             fixed_logprob=fixed, entropy=entropy if self.loss.needs_entropy else None,
             trajectory=row.trajectory,
-            advantage=torch.tensor([sample.advantage for sample in row.samples]), num_tokens=counts,
+            advantage=torch.tensor([sample.advantage for sample in row.samples]).to(self.device),
+            num_tokens=counts,
         )
 
     @torch.no_grad()
@@ -210,9 +264,11 @@ class LearnerCore:
         """
         learning = self.config.learning
         found: dict[int, Tensor] = {}
-        for row in pack(samples, learning.row_tokens, learning.share_prompts):
-            parts = score_row(self.network, row)[0].split([int(s.carries_loss.sum()) for s in row.samples])
-            found.update({id(sample): part for sample, part in zip(row.samples, parts, strict=True)})
+        with self._turn():
+            for row in pack(samples, learning.row_tokens, learning.share_prompts):
+                logprobs = score_row(self.network, row.to(self.device))[0].cpu()
+                parts = logprobs.split([int(s.carries_loss.sum()) for s in row.samples])
+                found.update({id(sample): part for sample, part in zip(row.samples, parts, strict=True)})
         return [found[id(sample)] for sample in samples if id(sample) in found]
 
     # ---- state ---------------------------------------------------------------------------------

@@ -50,7 +50,7 @@ def row_spans(blocks: Sequence[Block]) -> Tensor:
         for length in (block.prompt, *block.responses):
             spans.append((cursor, length, block.start if context else 0, context))
             cursor, context = cursor + length, block.prompt
-    return torch.tensor(spans, dtype=torch.int32).view(-1, 4)
+    return torch.tensor(spans, dtype=torch.int32, device="cpu").view(-1, 4)
 
 
 def _packed_attention(

@@ -53,6 +53,8 @@ class Updated:
 
     version: PolicyVersion
     committed: bool
+    last: bool = False
+    """The time for training is up: the run is complete with this update."""
 
 
 @dataclass(frozen=True, slots=True)

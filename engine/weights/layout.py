@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 import xxhash
@@ -41,12 +42,32 @@ class StagedWeights:
     """Every name, aliases included; tied names give the same tensor."""
 
 
+@runtime_checkable
+class LazyWeights(Protocol):
+    """What a mapping of named weights says besides when fetching one of them is dear, as a gather is.
+
+    Its ``[name]`` makes one whole tensor at every call. Who reads such a mapping looks up shapes and types here
+    and fetches each tensor once, in the order of the layout.
+    """
+
+    def described(self) -> Mapping[str, Tensor]:
+        """Name -> tensor on the meta device, in the shape and dtype of the weight; tied names give the same one."""
+        ...
+
+
+def described(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Tensors to read shapes and types from, without fetching any weight."""
+    return tensors.described() if isinstance(tensors, LazyWeights) else tensors
+
+
 def _tied(tensors: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
     """Name-sorted groups of names whose tensors are the same memory seen the same way."""
     groups: dict[tuple[object, ...], list[str]] = {}
-    for name in sorted(tensors):
-        t = tensors[name]
-        key = (t.data_ptr(), t.device, t.dtype, t.shape, t.stride()) if t.numel() else (name,)
+    facts = described(tensors)
+    for name in sorted(facts):
+        t = facts[name]
+        place = id(t) if t.is_meta else t.data_ptr()
+        key = (place, t.device, t.dtype, t.shape, t.stride()) if t.numel() else (name,)
         groups.setdefault(key, []).append(name)
     return [tuple(names) for names in groups.values()]
 
@@ -63,9 +84,10 @@ def plan_entries(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> tu
     """
     if not tensors:
         raise WeightChannelError("no tensors to publish: give the policy's named weights")
+    facts = described(tensors)
     entries, offset = [], 0
     for name, *aliases in _tied(tensors):
-        source = tensors[name]
+        source = facts[name]
         target = dtype if dtype is not None and source.is_floating_point() else source.dtype
         num_bytes = source.numel() * target.itemsize
         entries.append(
@@ -98,13 +120,39 @@ def write_buckets(entries: tuple[TensorEntry, ...], tensors: Mapping[str, Tensor
                   bucket_mib: int) -> tuple[Bucket, ...]:
     """Copy every tensor to its place, casting on the way: the only copy the sender makes.
 
+    Lazy weights are fetched one after the other, each once, and let go as soon as it is copied.
+
     Returns:
         The bytes cut into buckets of ``bucket_mib`` MiB, each with its digest.
     """
     step, size = bucket_mib * 2**20, memory.numel()
     ranges = [(offset, min(step, size - offset)) for offset in range(0, size, step)]
-    digests = range_digests(memory, ranges, _writer(entries, tensors, memory))
+    if isinstance(tensors, LazyWeights):
+        for entry, tensor in in_layout_order(entries, tensors):
+            _write_alone(entry, tensor, memory)
+            del tensor
+        digests = range_digests(memory, ranges)
+    else:
+        digests = range_digests(memory, ranges, _writer(entries, tensors, memory))
     return tuple(Bucket(*where, digest) for where, digest in zip(ranges, digests, strict=True))
+
+
+def in_layout_order(entries: tuple[TensorEntry, ...],
+                    tensors: Mapping[str, Tensor]) -> Iterator[tuple[TensorEntry, Tensor]]:
+    """Each entry with its tensor, fetched when its turn comes and not kept here."""
+    for entry in entries:
+        yield entry, tensors[entry.name]
+
+
+def _write_alone(entry: TensorEntry, tensor: Tensor, memory: Tensor) -> None:
+    """Write one tensor and the padding behind it."""
+    write = _writer((entry,), {entry.name: tensor}, memory)
+    end = _aligned(entry.offset + entry.num_bytes)
+    pieces = range(entry.offset, end, _PIECE)
+    if len(pieces) <= 1:
+        write(entry.offset, end)
+    else:
+        share(lambda first: write(first, min(first + _PIECE, end)), pieces)
 
 
 def _writer(entries: tuple[TensorEntry, ...], tensors: Mapping[str, Tensor],
@@ -216,4 +264,5 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
         tensor = tensors[name].detach()
         digest.update(f"{name}|{tensor.dtype}|{tuple(tensor.shape)}|".encode())
         digest.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        del tensor  # before the next one is gathered
     return digest.hexdigest()

@@ -78,6 +78,15 @@ def test_a_run_makes_its_updates_and_its_inbox_reproduces_it(loop):
     assert again.state_dict() == driver.controller.state_dict()
 
 
+def test_a_run_whose_time_is_up_ends_with_its_update(loop):
+    driver = loop(*ASYNC, "learning.updates=50", "schedule.batch_groups=2", "learning.max_seconds=0.000001")
+    published(driver)
+    driver.run()
+    assert (driver.over, driver.stopped, driver.controller.version.updates) == (True, False, 1)
+    driver.ledger.end()
+    driver.ledger.check()
+
+
 def test_waiting_for_nothing_is_an_error(loop):
     with pytest.raises(ActorError, match="nothing is under way"):
         loop()._turn()

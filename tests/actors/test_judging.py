@@ -1,11 +1,13 @@
 """Verdicts on their way, and those that are known of groups not trained yet."""
 
+import numpy as np
 import pytest
 
-from actors.judging import Judging
+from actors.judging import Judging, pieces
 from engine.records import event as ev
 from engine.records.prompt import Prompt
-from engine.records.trajectory import Trajectory, Verdict
+from engine.records.trajectory import Segment, Trajectory, Verdict
+from engine.records.version import PolicyVersion
 from tests.actors.fake_driver import fake_driver
 
 PROMPT = Prompt.ask("p", "1 + 1?", "2")
@@ -52,6 +54,23 @@ def test_a_successor_is_asked_what_its_predecessor_left_open(driver, judging):
     driver.asked.clear()
     judging.again()
     assert driver.asked == []
+
+
+def test_the_text_of_a_response_falls_into_its_segments():
+    def written(*tokens):
+        versions = [PolicyVersion(0, i) for i in range(len(tokens))]
+        return Trajectory(0, 0, "p", segments=tuple(
+            Segment(np.array(ids, np.int32), np.ones(len(ids), bool), np.zeros(len(ids), np.float32), version, 1.0,
+                    version) for ids, version in zip(tokens, versions, strict=True)
+        ))
+
+    def read(ids):
+        return bytes(ids.tolist()).decode("utf-8", "replace")
+
+    umlaut = list("\u00fc".encode())
+    assert pieces(written([72, 105], [33]), read) == ["Hi", "!"]
+    assert pieces(written([72, umlaut[0]], [umlaut[1], 33], [63]), read) == ["H", "\u00fc!", "?"]
+    assert "".join(pieces(written([umlaut[0]], [umlaut[0]], [umlaut[1]]), read)) == "\ufffd\u00fc"
 
 
 def test_nobody_keeps_verdicts_of_a_dropped_group(driver, judging):

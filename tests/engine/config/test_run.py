@@ -6,12 +6,14 @@ from typing import Any
 import pytest
 
 from engine.config.base import as_dict
+from engine.config.cluster import ClusterConfig, Placement
 from engine.config.learning import Baseline, LearningConfig, MirrorDescentConfig
 from engine.config.rollout import GeneratorConfig, RolloutConfig
 from engine.config.run import CanaryConfig, EvaluationConfig, Only, RunConfig, TrainConfig
 from engine.config.schedule import ScheduleConfig
 from engine.errors import ConfigError
 
+SHARED = ClusterConfig(placement=Placement.colocated)
 RESET = LearningConfig(reset_optimiser=True)
 ROUNDS = {"kind": "iterative", "round_budget_tokens": 16}
 
@@ -25,6 +27,7 @@ ROUNDS = {"kind": "iterative", "round_budget_tokens": 16}
     (CanaryConfig, {"threshold_nats": 0.0}, "canary.threshold_nats"),
     (RunConfig, {"rollout": RolloutConfig(samples_per_prompt=1)}, "rollout.samples_per_prompt"),
     (RunConfig, {"learning": RESET}, "learning.reset_optimiser"),
+    (RunConfig, {"cluster": SHARED, "schedule": ScheduleConfig(kind="async", max_staleness=1)}, "cluster.placement"),
     (RunConfig, {"schedule": ScheduleConfig(**ROUNDS, max_staleness=2)}, "schedule.max_staleness"),
     (RunConfig, {"generator": GeneratorConfig(context_tokens=575)}, "generator.context_tokens"),
     (RunConfig, {"train": TrainConfig(only=Only.learn)}, "train.rollouts"),

@@ -138,7 +138,7 @@ def test_key_and_counter_of_every_draw(network: Any, monkeypatch: pytest.MonkeyP
         seen.append((int(key[0]), int(position[0])))
         return sample_op(hidden, weight, temperature, key, position)
 
-    monkeypatch.setattr("engine.generate.native.sample", watched)
+    monkeypatch.setattr("engine.generate.passes.sample", watched)
     sampler = tiny_sampler(network, 1)
     sampler.submit([one(attempt=2, generated=np.arange(3, 13, dtype=np.int32))])
     drain(sampler)

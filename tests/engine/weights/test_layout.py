@@ -1,3 +1,5 @@
+import weakref
+from collections.abc import Mapping
 from dataclasses import replace
 
 import pytest
@@ -24,6 +26,36 @@ def manifest_of(tensors, dtype=None, bucket_mib=1):
     buckets = write_buckets(entries, tensors, memory, bucket_mib)
     digest = version_digest(buckets)
     return Manifest(PolicyVersion(0, 1), entries, buckets, "memory", "test", digest), memory
+
+
+class Gathered(Mapping):
+    """Weights that are made anew when they are asked for, at most one of which may be alive."""
+
+    def __init__(self, tensors):
+        self._tensors = tensors
+        self.fetched = []
+        self._last = lambda: None
+
+    def described(self):
+        facts = {}
+        for name, tensor in self._tensors.items():
+            same = (other for other, seen in self._tensors.items() if seen is tensor and other in facts)
+            owner = next(same, None)
+            facts[name] = facts[owner] if owner else torch.empty_like(tensor, device="meta")
+        return facts
+
+    def __getitem__(self, name):
+        assert self._last() is None, f"{self.fetched[-1]} is still held while {name} is fetched"
+        self.fetched.append(name)
+        tensor = self._tensors[name].clone()
+        self._last = weakref.ref(tensor.untyped_storage())
+        return tensor
+
+    def __iter__(self):
+        return iter(self._tensors)
+
+    def __len__(self):
+        return len(self._tensors)
 
 
 def test_entries_are_sorted_aligned_and_disjoint():
@@ -57,6 +89,26 @@ def test_tensors_that_cross_pieces_and_buckets_arrive_whole_with_zeros_between(t
     assert sum(gap for _, gap in ends) > 0
     assert all(not memory[end : end + gap].any() for end, gap in ends)
     assert manifest_of(tensors)[0].digest == manifest.digest
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_lazy_weights_are_fetched_once_in_order_one_at_a_time(threads, dtype):
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    sizes = {"f": 600_000, "d": 262_144, "b": 700_001, "c": 0, "a": 3, "e": 1}
+    tensors = {name: torch.randn(size) for name, size in sizes.items()}
+    tensors["z"] = tensors["b"]
+    lazy = Gathered(tensors)
+    manifest, memory = manifest_of(lazy, dtype)
+    torch.set_num_threads(before)
+    assert lazy.fetched == sorted(sizes)
+    plain, expected = manifest_of(tensors, dtype)
+    assert manifest == plain
+    assert torch.equal(memory, expected)
+    lazy = Gathered(tensors)
+    assert weights_digest(lazy) == weights_digest(tensors)
+    assert lazy.fetched == sorted(sizes)
 
 
 def test_a_transposed_view_is_not_tied():
