@@ -9,10 +9,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any, cast
+from typing import Any
 
 from actors import snapshot
-from actors.cluster import Cluster, ask
+from actors.cluster import ask
 from actors.driver import Driver
 from actors.live_metrics import LiveMetrics
 from actors.observer import Observer
@@ -147,7 +147,7 @@ def life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSigna
             cluster.close()
 
 
-def _watched(config: RunConfig, folder: RunFolder, observer: Observer) -> tuple[Cluster, Status]:
+def _watched(config: RunConfig, folder: RunFolder, observer: Observer) -> tuple[WatchedCluster, Status]:
     """The cluster of a run under watch, and its status."""
     over_ray = config.cluster.kind is ClusterKind.ray
     deadline_s = config.cluster.call_deadline_s
@@ -156,7 +156,7 @@ def _watched(config: RunConfig, folder: RunFolder, observer: Observer) -> tuple[
     export = LiveMetrics(folder.path.name).show if over_ray else lambda _: None
     status = Status(folder.path / STATUS_FILE, watch, config.learning.updates, export)
     watch.refresh = status.refresh
-    return cast("Cluster", watch), status
+    return watch, status
 
 
 def _checkpoint(driver: Driver, folder: RunFolder) -> None:

@@ -94,14 +94,19 @@ class WatchedCluster:
 
     # ---- the cluster ---------------------------------------------------------------------------
 
-    def __getattr__(self, name: str) -> Any:
-        """Whatever else the cluster answers is its own."""
-        return getattr(self._inner, name)
+    def reserve(self, actors: Sequence[str]) -> None:
+        """Find places for all actors of a run."""
+        self._inner.reserve(actors)
 
-    def start(self, name: str, factory: Callable[..., Any], arguments: dict[str, Any], **place: Any) -> None:
-        """Make an actor."""
-        self._inner.start(name, factory, arguments, **place)
+    def start(self, name: str, factory: Callable[..., Any], arguments: dict[str, Any], *,
+              threads: int = 1) -> None:
+        """Make an actor in its place."""
+        self._inner.start(name, factory, arguments, threads=threads)
         self.started[name] = self._clock()
+
+    def look(self, name: str, path: Path) -> tuple[str, bool]:
+        """The machine that an actor lives on, and whether this path exists there."""
+        return self._inner.look(name, path)
 
     def call(self, name: str, method: str, *arguments: Any) -> Pending:
         """Ask."""

@@ -19,10 +19,15 @@ class Remote:
         self.now = 1000.0
         self.ready: set[Pending] = set()
         self.killed: list[str] = []
-        self.spare = "its own"
 
-    def start(self, name, factory, arguments, **place) -> None:
-        self.placed = place
+    def reserve(self, actors) -> None:
+        self.reserved = actors
+
+    def look(self, name, path):
+        return f"machine of {name}", path.exists()
+
+    def start(self, name, factory, arguments, *, threads) -> None:
+        self.threads = threads
 
     def call(self, name, method, *arguments) -> Pending:
         return Pending(name, method, arguments)
@@ -59,7 +64,7 @@ def said():
 def watch(remote, said, tmp_path):
     made = WatchedCluster(remote, Thresholds(5.0, 20.0), tmp_path / "stalls", said.append, lambda: remote.now)
     for name in ROLES:
-        made.start(name, object, {}, cpus=1.0)
+        made.start(name, object, {}, threads=3)
     made.picture = lambda: {"queues": {"ready": 3}}
     return made
 
@@ -153,13 +158,15 @@ def test_a_failed_call_is_settled_but_is_no_progress(watch, remote):
     assert "judge#1" not in watch.answered
 
 
-def test_a_long_wait_refreshes_and_the_rest_is_the_clusters(watch, remote):
+def test_a_long_wait_refreshes_and_the_rest_is_the_clusters(watch, remote, tmp_path):
     refreshed = []
     watch.refresh = lambda: refreshed.append(remote.now)
     watch.wait([watch.call("learner", "update")], 4.0)
     assert refreshed == [1000.0, 1001.0, 1002.0, 1003.0]
-    assert remote.placed == {"cpus": 1.0}
-    assert watch.spare == "its own"
+    assert remote.threads == 3
+    watch.reserve(["replay"])
+    assert remote.reserved == ["replay"]
+    assert watch.look("learner", tmp_path) == ("machine of learner", True)
     watch.close()
     assert remote.killed == ["all"]
 

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from actors.cluster import SerialCluster
-from actors.roster import FLYING, JUDGED, Member, OpenGroup, Roster, Seats
+from actors.roster import FLYING, JUDGED, Member, OpenGroup, Roster
+from actors.seats import Seats
 from actors.stalls import Thresholds, WatchedCluster
 from actors.status import CUT_OFF, RUNNING, Status, is_live, picture, queues, read_status
 from engine.errors import RunFolderError
