@@ -116,6 +116,8 @@ def life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSigna
         PeriluneError: what ended it.
     """
     observer = Observer(config, folder)
+    for sentence in checked.said:
+        observer.say(sentence)
     model = str(checked.folder or warm_start(config, checked.prompts, observer.say))
     clean_leftovers(Path(config.weights.folder))
     cluster, status = _watched(config, folder, observer)
@@ -211,3 +213,5 @@ def dry_run(config: RunConfig, config_text: str, say: Callable[[str], None] = pr
     say(config_text)
     say(json.dumps(needs(config, checked.architecture), indent=2))
     say(f"{len(checked.prompts.train)} training and {len(checked.prompts.heldout)} held-out prompts")
+    for sentence in checked.said:
+        say(sentence)
