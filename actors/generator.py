@@ -22,8 +22,7 @@ from engine.weights.channel import open_receiver
 class Generator:
     """Samples under the weights that it was last sent."""
 
-    def __init__(self, config: RunConfig, name: str, folder: str, run_id: str, slots: int,
-                 threads: int) -> None:
+    def __init__(self, config: RunConfig, name: str, folder: str, run_id: str, slots: int, threads: int) -> None:
         """Build the sampler; weights come with the first order.
 
         Args:

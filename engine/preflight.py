@@ -7,7 +7,6 @@ result says what the run would need.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.cluster import ClusterKind
+from engine.config.cluster import ClusterKind, WeightChannelKind
 from engine.config.model import ModelSource
 from engine.config.rollout import Precision
 from engine.config.run import RunConfig
@@ -28,6 +27,7 @@ from engine.models.policy import model_folder
 from engine.models.tokenizer import PolicyTokenizer, character_tokenizer
 from engine.prompts.prompt_set import PromptSet, load_prompts
 from engine.rewards.judge import check_kind
+from engine.weights.requirements import check_channel
 
 BYTES = {Precision.float32: 4, Precision.bfloat16: 2}
 
@@ -55,6 +55,7 @@ def check(config: RunConfig) -> Checked:
         PromptError: prompt source.
     """
     build_loss(config.loss)
+    check_channel(config)
     if config.cluster.kind is ClusterKind.serial or config.cluster.address == "local":
         torch_device(config.cluster.device)
     prompts = load_prompts(config.prompts)
@@ -136,15 +137,12 @@ def _asked_of_ray(config: RunConfig) -> dict[str, float]:
 
 def _check_room(config: RunConfig, architecture: dict[str, Any]) -> None:
     need = needs(config, architecture)
-    channel = Path(config.weights.folder)
-    if not channel.is_dir() or not os.access(channel, os.W_OK):
-        raise ConfigError("weights.folder", config.weights.folder, "give a folder that can be written, "
-                          "best in memory")
-    free = shutil.disk_usage(channel).free
-    if free < need["weight_channel_bytes"]:
-        raise ConfigError("weights.folder", config.weights.folder,
-                          f"two versions of the weights take {need['weight_channel_bytes']} bytes, {free} "
-                          "are free: enlarge it (docker: --shm-size) or choose another folder")
+    if config.weights.channel is WeightChannelKind.shared_memory:
+        free = shutil.disk_usage(config.weights.folder).free
+        if free < need["weight_channel_bytes"]:
+            raise ConfigError("weights.folder", config.weights.folder,
+                              f"two versions of the weights take {need['weight_channel_bytes']} bytes, {free} "
+                              "are free: enlarge it (docker: --shm-size) or choose another folder")
     if not np.isfinite(config.rollout.temperature):
         raise ConfigError("rollout.temperature", config.rollout.temperature, "give a finite number")
     if config.model.source is not ModelSource.scratch and not need["parameters"]:
