@@ -30,7 +30,7 @@ from engine.records import event as ev
 from engine.records.codec import decode
 from engine.records.trajectory import Outcome, Verdict
 from engine.run_folder import RunFolder
-from engine.weights.shared_memory import clean_leftovers
+from engine.weights.channel_folder import clean_leftovers
 
 _ENDLESS = 2**31
 
