@@ -10,6 +10,7 @@ import ctypes
 import os
 from collections.abc import Callable
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -22,7 +23,7 @@ from engine.config.cluster import ClusterConfig, ClusterKind, WeightChannelKind,
 from engine.models.policy import published_tensors
 from engine.records.manifest import Manifest
 from engine.records.version import PolicyVersion
-from engine.weights.channel import open_receiver, open_sender
+from engine.weights.channel import WeightReceiver, WeightSender, open_receiver, open_sender
 from engine.weights.layout import plan_entries, total_bytes
 from engine.weights.object_store import LocalStore, ObjectStoreReceiver, ObjectStoreSender
 from tools.bench.subject import Subject
@@ -50,21 +51,26 @@ class Reading:
         self._receiver.close()
 
 
-def ends(stack: ExitStack, num_bytes: int, threads: int) -> dict[str, tuple[Any, Take]]:
+def taking(receiver: WeightReceiver) -> Take:
+    """Receives in this process."""
+    return lambda manifest: receiver.receive(manifest).digest
+
+
+def ends(stack: ExitStack, num_bytes: int, threads: int) -> dict[str, tuple[WeightSender, Take]]:
     """Sender and receiver of each way, which the stack closes."""
     run_id, dtype = f"bench-{os.getpid()}", torch.bfloat16
-    shared, found = WeightsConfig(), {}
-    for name, config in (("shared_memory", shared), ("object_store", OBJECTS)):
+    found: dict[str, tuple[WeightSender, Take]] = {}
+    for name, config in (("shared_memory", WeightsConfig()), ("object_store", OBJECTS)):
         sender = stack.enter_context(closing(open_sender(config, run_id, dtype, LocalStore())))
         receiver = stack.enter_context(closing(open_receiver(config, run_id, LocalStore())))
-        found[name] = (sender, lambda manifest, receiver=receiver: receiver.receive(manifest).digest)
+        found[name] = (sender, taking(receiver))
     room = max(160, 4 * num_bytes // 2**20)
     options = ClusterConfig(kind=ClusterKind.ray, dashboard=False, object_store_mib=room)
     cluster = stack.enter_context(closing(RayCluster(options, run_id)))
     cluster.start("reading", Reading, {"threads": threads}, threads=threads)
-    sender = stack.enter_context(closing(ObjectStoreSender(OBJECTS, run_id, RayStore(DEADLINE_S), dtype)))
+    far = stack.enter_context(closing(ObjectStoreSender(OBJECTS, run_id, RayStore(DEADLINE_S), dtype)))
     found["object_store_over_ray"] = (
-        sender, lambda manifest: ask(cluster, "reading", "receive", manifest, deadline_s=DEADLINE_S)
+        far, lambda manifest: ask(cluster, "reading", "receive", manifest, deadline_s=DEADLINE_S)
     )
     return found
 
@@ -79,15 +85,15 @@ def measure(subject: Subject, repeats: int) -> dict[str, Any]:
     with ExitStack() as stack:
         ways = ends(stack, num_bytes, subject.threads)
 
-        def update(sender: Any, take: Take) -> None:
+        def update(sender: WeightSender, take: Take) -> None:
             manifest = sender.publish(tensors, PolicyVersion(0, next(updates)))
             assert take(manifest) == manifest.digest, "other weights arrived"
 
         def copy() -> None:
             ctypes.memmove(target.data_ptr(), source.data_ptr(), num_bytes)
 
-        sides = {name: (lambda way=way: seconds_of(lambda: update(*way))) for name, way in ways.items()}
-        times = take_turns({**sides, "memcpy": lambda: seconds_of(copy)}, repeats)
+        sides = {name: partial(seconds_of, partial(update, *way)) for name, way in ways.items()}
+        times = take_turns({**sides, "memcpy": partial(seconds_of, copy)}, repeats)
     found: dict[str, Any] = {f"channel_{name}_seconds": spread(values) for name, values in times.items()}
     copy_s = found["channel_memcpy_seconds"]["median"]
     for name in ways:
