@@ -36,7 +36,7 @@ NUMBERS = 500_000_000
 """Parameters of bfloat16 that travel, 1 GB."""
 DEADLINE_S = 60.0
 REPEATS = 5
-ONE_GPU = {"NCCL_MULTI_RANK_GPU_ENABLE": "1", "NCCL_DEBUG": "WARN"}
+ONE_GPU = {"NCCL_MULTI_RANK_GPU_ENABLE": "1", "NCCL_DEBUG": "WARN", "NCCL_DEBUG_FILE": "/dev/stderr"}
 
 
 def config_of(channel: str, folder: str, kept_in: str = "host") -> WeightsConfig:
