@@ -17,9 +17,10 @@ import numpy as np
 
 from engine.config.cluster import ClusterKind, WeightChannelKind
 from engine.config.model import ModelSource
-from engine.config.rollout import GeneratorKind, Precision
+from engine.config.rollout import Precision
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, ModelError
+from engine.generate.samplers import check_sampler
 from engine.losses.objective import build_loss
 from engine.models.device import torch_device
 from engine.models.policy import model_folder
@@ -41,6 +42,8 @@ class Checked:
     """Of the first weights; None for a policy that is made from nothing."""
     architecture: dict[str, Any]
     """The model's config.json; empty for a policy made from nothing."""
+    said: tuple[str, ...]
+    """Sentences for whoever starts the run: what it may count on less than usual."""
 
 
 def check(config: RunConfig) -> Checked:
@@ -53,8 +56,6 @@ def check(config: RunConfig) -> Checked:
     """
     build_loss(config.loss)
     check_channel(config)
-    if config.generator.kind is not GeneratorKind.native:
-        raise ConfigError("generator.kind", config.generator.kind.value, "only native is built in here")
     if config.cluster.kind is ClusterKind.serial or config.cluster.address == "local":
         torch_device(config.cluster.device)
     prompts = load_prompts(config.prompts)
@@ -71,7 +72,7 @@ def check(config: RunConfig) -> Checked:
         context = int(architecture.get("max_position_embeddings", 0))
     _check_lengths(config, prompts, tokenizer, context)
     _check_room(config, architecture)
-    return Checked(prompts, tokenizer, folder, architecture)
+    return Checked(prompts, tokenizer, folder, architecture, tuple(check_sampler(config, architecture)))
 
 
 def _check_lengths(config: RunConfig, prompts: PromptSet, tokenizer: PolicyTokenizer, context: int) -> None:

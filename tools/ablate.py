@@ -26,6 +26,7 @@ from tools.ablation.outcome import as_csv, outcome_of, stories_of
 from tools.ablation.sheet import ablation_sheet
 from tools.ablation.simulated import Plan
 from tools.ablation.tables import markdown, sentences
+from tools.plan import plan
 
 
 def load(overrides: Sequence[str]) -> AblationConfig:
@@ -41,10 +42,10 @@ def load(overrides: Sequence[str]) -> AblationConfig:
     return composed
 
 
-def ablate(ablation: AblationConfig, plan: Plan | None = None) -> dict[str, Any]:
+def ablate(ablation: AblationConfig, predict: Plan | None = None) -> dict[str, Any]:
     """Run what is not there yet, then write the JSON, the CSV, the table and the page; returns what the JSON holds.
 
-    ``plan`` predicts what separate devices would give; None: nothing is said of them.
+    ``predict`` says what separate devices would give; None: nothing is said of them.
 
     Raises:
         PeriluneError: options that cannot work, or a folder that holds other runs.
@@ -57,7 +58,7 @@ def ablate(ablation: AblationConfig, plan: Plan | None = None) -> dict[str, Any]
     if not ablation.report_only:
         matrix.run()
     stories = stories_of(cells)
-    outcome = outcome_of(ablation, cells, stories, matrix.ended, machine(), plan)
+    outcome = outcome_of(ablation, cells, stories, matrix.ended, machine(), predict)
     folder = Path(ablation.dir).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in (
@@ -88,7 +89,7 @@ def main() -> None:
     """Read the command line, run, and end with 1 if a run failed."""
     try:
         ablation = load(sys.argv[1:])
-        outcome = ablate(ablation)
+        outcome = ablate(ablation, plan)
     except (PeriluneError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {_explain(error)}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -6,18 +6,18 @@ import json
 from pathlib import Path
 from typing import Any
 
-from actors.launch import compose
 from engine.records.trajectory import DropReason
 from engine.replay.ledger import Ledger
+from tools.ablation.matching import composed
 
 SMOKE = ("experiment=smoke",)
 
 
-def write_run(folder: Path, *overrides: str, updates: int = 4, speed: float = 1.0, accuracy: float = 0.8,
-              whole: bool = True) -> Path:
+def write_run(folder: Path, *overrides: str, seed: int = 0, updates: int = 4, speed: float = 1.0,
+              accuracy: float = 0.8, whole: bool = True) -> Path:
     """A run of so many updates; ``speed`` divides its seconds, ``whole=False`` leaves out its end."""
     folder.mkdir(parents=True)
-    config, text = compose([*SMOKE, f"learning.updates={updates}", *overrides, f"run.dir={folder}"])
+    config, text = composed(*SMOKE, *overrides, f"learning.updates={updates}")
     (folder / "config.yaml").write_text(text)
     each = config.schedule.batch_groups * config.rollout.samples_per_prompt
     ledger, lines = Ledger(folder / "ledger.msgpack"), [evaluation(0, 2.0, 0.2)]
@@ -37,7 +37,7 @@ def write_run(folder: Path, *overrides: str, updates: int = 4, speed: float = 1.
     (folder / "samples.jsonl").write_text("".join(json.dumps(sample(key)) + "\n" for key in range(40)))
     if whole:
         ledger.drop([10_000], DropReason.end_of_run)
-        (folder / "summary.json").write_text(json.dumps(summary(config.seed, done, done / speed, ledger, accuracy)))
+        (folder / "summary.json").write_text(json.dumps(summary(seed, done, done / speed, ledger, accuracy)))
     ledger.close()
     return folder
 

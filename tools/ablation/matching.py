@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -45,17 +46,25 @@ def match_arms(ablation: AblationConfig) -> list[MatchedArm]:
 
 def _matched(ablation: AblationConfig, arm: ArmConfig) -> MatchedArm:
     overrides = [*ablation.base, *arm.overrides]
-    config, _ = compose(overrides)
     if ablation.match is Match.seconds:
         overrides.append(f"learning.max_seconds={ablation.amount}")
     elif ablation.amount:
-        overrides.append(f"learning.updates={_updates(ablation, arm.name, config)}")
-    config, text = compose(overrides)
+        overrides.append(f"learning.updates={_updates(ablation, arm.name, overrides)}")
+    config, text = composed(*overrides)
     return MatchedArm(arm.name, tuple(overrides), config, flat(text))
 
 
-def _updates(ablation: AblationConfig, name: str, config: RunConfig) -> int:
-    each = config.schedule.batch_groups * config.rollout.samples_per_prompt if ablation.match is Match.samples else 1
+@cache
+def composed(*overrides: str) -> tuple[RunConfig, str]:
+    """The options of a run, composed once: it takes a while."""
+    return compose(overrides)
+
+
+def _updates(ablation: AblationConfig, name: str, overrides: Sequence[str]) -> int:
+    each = 1
+    if ablation.match is Match.samples:
+        config, _ = composed(*overrides)
+        each = config.schedule.batch_groups * config.rollout.samples_per_prompt
     updates = ablation.amount / each
     if updates % 1:
         what = f"a multiple of the {each} samples that an update of arm {name!r} takes" if each > 1 else "whole updates"

@@ -63,9 +63,8 @@ class Receiving:
         assert self._process.stdout is not None
         self._process.stdin.write(encode(manifest).hex().encode() + b"\n")
         self._process.stdin.flush()
-        if not select.select([self._process.stdout], [], [], 2 * DEADLINE_S)[0]:
-            raise WeightChannelError("the receiving process says nothing")
-        line = self._process.stdout.readline()
+        said = select.select([self._process.stdout], [], [], 2 * DEADLINE_S)[0]
+        line = self._process.stdout.readline() if said else b'{"error": "the receiving process says nothing"}'
         found: dict[str, Any] = json.loads(line) if line else {"error": "the receiving process died"}
         if "error" in found:
             raise WeightChannelError(str(found["error"]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -34,11 +34,12 @@ def lanes(rows: Sequence[Lane], title: str) -> str:
     everything = [stretch for _, stretches in rows for stretch in stretches]
     if not everything:
         return drawing(_WIDTH, 40, title, text("no work was recorded", 0, 24))
-    times: Counter[str] = Counter()
+    times: defaultdict[str, float] = defaultdict(float)
     for stretch in everything:
-        times[stretch.kind] += 0 if stretch.wait else stretch.stop - stretch.start  # type: ignore[assignment]
-    longest = [kind for kind, seconds in times.most_common(SERIES - 1) if seconds > 0]
-    kinds = longest if len(+times) < SERIES else [*longest, OTHER]
+        if not stretch.wait:
+            times[stretch.kind] += stretch.stop - stretch.start
+    longest = sorted(times, key=lambda kind: -times[kind])
+    kinds = longest if len(longest) < SERIES else [*longest[: SERIES - 1], OTHER]
     axis = Scale(0.0, max(max(stretch.stop for stretch in everything), 1e-6), _LABEL, _WIDTH - _RIGHT)
     bottom = _ROW * len(rows) + 6
     parts = []

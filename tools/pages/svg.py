@@ -13,7 +13,7 @@ def number(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".") if value % 1 else f"{value:.0f}"
 
 
-def tag(name: str, content: str = "", **attributes: str | float) -> str:
+def tag(name: str, content: str = "", /, **attributes: str | float) -> str:
     """One element; ``content`` is markup already, attributes are escaped here.
 
     A trailing underscore is dropped and others become hyphens, so that ``class_`` and ``text_anchor`` can be said.
@@ -29,7 +29,7 @@ def tag(name: str, content: str = "", **attributes: str | float) -> str:
     return f"<{name}{said}>{content}</{name}>"
 
 
-def text(content: str, x: float, y: float, **attributes: str | float) -> str:
+def text(content: str, x: float, y: float, /, **attributes: str | float) -> str:
     """A line of text; ``content`` is escaped here."""
     return tag("text", escape(content), x=x, y=y, **attributes)
 

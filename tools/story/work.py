@@ -50,7 +50,7 @@ def trace_lanes(file: Path) -> list[Lane]:
             zero = event["ts"]
     if zero is None:
         zero = min((start for found in slices.values() for start, _, _ in found), default=0.0)
-    lanes = []
+    lanes: list[Lane] = []
     for lane, found in slices.items():
         kept = [Stretch(max(start - zero, 0.0) / 1e6, (stop - zero) / 1e6, name.removeprefix(_WAIT),
                         name.startswith(_WAIT)) for start, stop, name in found if stop > zero]
