@@ -14,6 +14,7 @@ from typing import Any
 from actors import snapshot
 from actors.cluster import ask
 from actors.driver import Driver
+from actors.learner_group import with_learners
 from actors.observer import Observer
 from actors.ray_cluster import open_cluster
 from actors.supervisor import Restarts, Supervisor
@@ -107,7 +108,7 @@ def _life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSign
     observer = Observer(config, folder)
     model = str(checked.folder or warm_start(config, checked.prompts, observer.say))
     clean_leftovers(Path(config.weights.folder))
-    cluster = open_cluster(config.cluster, folder.run_id)
+    cluster = with_learners(open_cluster(config.cluster, folder.run_id), config)
     driver = None
     try:
         dumped = config.run.dump_rollouts or config.train.only is Only.rollout

@@ -105,16 +105,18 @@ def needs(config: RunConfig, architecture: dict[str, Any]) -> dict[str, Any]:
     working = BYTES[config.learning.precision]
     copies = 12 + (working + 4 if config.learning.precision is Precision.bfloat16 else 4)
     generator = BYTES[config.generator.precision]
-    processes = ["replay", "learner", "judge", "evaluator"]
+    ranks = config.learning.num_learners
+    processes = ["replay", *config.learning.learner_names, "judge", "evaluator"]
     processes += [f"generator-{i}" for i in range(config.generator.num_generators)]
     return {
         "parameters": parameters,
         "learner_bytes": parameters * copies,
+        "learner_bytes_each": -(-parameters * copies // ranks),
         "weights_bytes_each_generator": parameters * generator * 3,
         "weight_channel_bytes": parameters * generator * 2,
         "checkpoint_bytes_each": parameters * 12,
         "processes": processes if config.cluster.kind is ClusterKind.ray else ["all in this one"],
-        "cpus_asked_of_ray": config.cluster.learner_cpus
+        "cpus_asked_of_ray": config.cluster.learner_cpus * ranks
         + config.cluster.generator_cpus * (config.generator.num_generators + 1),
     }
 
