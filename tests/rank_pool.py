@@ -18,8 +18,8 @@ def _serve(rank: int, questions: Any, answers: Any) -> None:
 
     torch.set_num_threads(1)
     store = None
-    while (asked := questions.get()) is not None:
-        function, size, address, deadline_s, arguments = asked
+    while True:
+        function, size, address, deadline_s, arguments = questions.get()
         try:
             if address is None:
                 store = Store(LOOPBACK, size, deadline_s)
@@ -44,21 +44,20 @@ class RankPool:
         self._questions = [context.Queue() for _ in range(MOST)]
         self._processes = [context.Process(target=_serve, args=(rank, asked, self._answers), daemon=True)
                            for rank, asked in enumerate(self._questions)]
-        for process in self._processes:
-            process.start()
+        self._started = 0
         return self
 
     def __exit__(self, *_: object) -> None:
-        for asked in self._questions:
-            asked.put(None)
-        for process in self._processes:
-            process.join(10.0)
-            if process.is_alive():
-                process.kill()
+        for process in self._processes[: self._started]:
+            process.kill()
+            process.join()
 
     def each(self, function: Callable[..., Any], size: int, *arguments: Any,
              deadline_s: float = 60.0) -> list[tuple[Any, Exception | None]]:
         """``function(ranks, *arguments)`` on every rank: what it returned, or what it raised."""
+        while self._started < size:
+            self._processes[self._started].start()
+            self._started += 1
         self._questions[0].put((None, size, None, deadline_s, ()))
         _, address, error = self._answers.get(timeout=DEADLINE_S)
         assert error is None, error

@@ -1,4 +1,4 @@
-"""Measure the loop: updates beside TRL, decoding beside transformers and vLLM, controller, publishing.
+"""Measure the loop: updates beside TRL, decoding beside transformers and vLLM, publishing, several learners.
 
 ``python -m tools.bench_loop --json results.json``; every comparison takes turns within one run, A B A B.
 Ratios above 1 mean that Perilune is the quicker one.
@@ -25,11 +25,11 @@ from transformers.utils import logging
 
 from engine.errors import PeriluneError
 from engine.models.packaged_model import packaged_model_folder
-from tools.bench import controller, decode_bound, generate, publish, update
+from tools.bench import controller, decode_bound, generate, learners, publish, update
 from tools.bench.subject import SMALL, Amounts, Subject, small_model
 from tools.bench.timing import load_average, machine, show
 
-SUBJECTS = ("controller", "publish", "bound", "generate", "update")
+SUBJECTS = ("controller", "publish", "bound", "generate", "update", "learners")
 
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -56,6 +56,7 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "bound": lambda: decode_bound.measure(subject, asked.repeats),
         "generate": lambda: generate.measure(subject, asked.repeats, asked.vllm_python),
         "update": lambda: update.measure(subject, asked.repeats, asked.trl_rows),
+        "learners": lambda: learners.measure(subject, asked.repeats),
     }
     results: dict[str, Any] = {"machine": machine(), "model": folder.name}
     show(results)
