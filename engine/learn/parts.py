@@ -95,15 +95,18 @@ class Parts:
         """Rows of one tensor, in memory of their own.
 
         Raises:
-            CheckpointError: the tensor is missing or has other rows in all.
+            CheckpointError: the tensor is missing, has other rows in all, or lacks some of them.
         """
         start, stop, whole = rows
         found, none = [], None
         for have_start, have_stop, part in self._holders(name, whole):
-            first, last = max(start, have_start), min(stop, have_stop)
-            if first < last:
-                found.append(part[first - have_start : last - have_start])
             none = part
+            last = min(stop, have_stop)
+            if have_start <= start < last:
+                found.append(part[start - have_start : last - have_start])
+                start = last
+        if start < stop:
+            raise CheckpointError(f"{self._folder} lacks row {start} of {name!r}: resume from another checkpoint")
         assert none is not None, "there is at least one part"
         return found[0] if len(found) == 1 else torch.cat(found) if found else none[0:0]
 

@@ -8,7 +8,7 @@ import pytest
 from engine.config.base import as_dict
 from engine.config.cluster import ClusterConfig, ClusterKind
 from engine.config.learning import Baseline, LearningConfig, MirrorDescentConfig
-from engine.config.model import AdapterConfig, ModelConfig
+from engine.config.model import AdapterConfig, ModelConfig, ModelSource
 from engine.config.rollout import GeneratorConfig, RolloutConfig
 from engine.config.run import CanaryConfig, EvaluationConfig, Only, RunConfig, TrainConfig
 from engine.config.schedule import ScheduleConfig
@@ -67,7 +67,7 @@ def test_several_learners_need_processes_work_and_whole_weights() -> None:
     with pytest.raises(ConfigError, match=r"learning\.num_learners=5: an optimiser step has 4 trajectories"):
         RunConfig(learning=five, cluster=ray, **options)
     with pytest.raises(ConfigError, match=r"model\.adapter\.rank=0"):
-        RunConfig(learning=two, cluster=ray, model=ModelConfig(adapter=AdapterConfig(rank=4)), **options)
+        RunConfig(learning=two, cluster=ray, model=ModelConfig(source=ModelSource.packaged, adapter=AdapterConfig(rank=4)), **options)
 
 
 def test_as_dict_holds_every_group_as_plain_data() -> None:

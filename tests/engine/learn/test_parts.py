@@ -46,6 +46,16 @@ def test_a_tensor_of_another_network_is_refused(tmp_path, tensors):
             parts.read("a", (0, 4, 8))
 
 
+def test_what_every_rank_holds_is_read_once_and_what_none_holds_is_named(tmp_path):
+    for rank in range(2):
+        tensors = {"count": torch.ones(1), "gap": torch.zeros(2)}
+        write_part(tmp_path, rank, 2, tensors, {"count": (0, 1, 1), "gap": (3 * rank, 3 * rank + 2, 5)}, {})
+    with Parts(tmp_path) as parts:
+        assert parts.read("count", (0, 1, 1)).tolist() == [1.0]
+        with pytest.raises(CheckpointError, match="lacks row 2 of 'gap'"):
+            parts.read("gap", (1, 4, 5))
+
+
 def test_missing_foreign_and_damaged_parts_are_named(tmp_path, tensors):
     with pytest.raises(CheckpointError, match="nowhere holds no part"):
         Parts(tmp_path / "nowhere")
