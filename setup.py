@@ -40,6 +40,7 @@ EXTRAS = {
     "data": ["pyarrow"],
     "bench": ["trl==1.16.*"],
     "gpu": ["cupy-cuda13x"],
+    "nccl": ["cupy-cuda13x"],
     "vllm": ["vllm"],
     "wandb": ["wandb"],
     "test": ["pytest", "hypothesis", "ruff", "mypy", "import-linter"],

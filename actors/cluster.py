@@ -1,14 +1,16 @@
 """Where actors live: all in this process, or (``ray_cluster``) each in one of its own over Ray.
 
-Both answer the same four questions - start, call, wait, result - so the driver does not know which it
-has. A pending result may be an argument of another call: over Ray it then travels through the
-shared-memory object store without passing the driver.
+Both answer the same questions - start, call, wait, result - so the driver does not know which it has. A
+pending result may be an argument of another call: over Ray it then travels through the shared-memory object
+store without passing the driver.
 """
 
 from __future__ import annotations
 
+import socket
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from engine.errors import ActorError
@@ -28,9 +30,15 @@ class Pending:
 class Cluster(Protocol):
     """Where actors live."""
 
+    def reserve(self, actors: Sequence[str]) -> None:
+        """Find places for all actors of a run, named without incarnation. Raises ClusterError without room."""
+
     def start(self, name: str, factory: Callable[..., Any], arguments: dict[str, Any], *,
-              cpus: float = 0.0, threads: int = 1) -> None:
-        """Make an actor; the first call that is waited for tells whether it lives."""
+              threads: int = 1) -> None:
+        """Make an actor in its place; the first call that is waited for tells whether it lives."""
+
+    def look(self, name: str, path: Path) -> tuple[str, bool]:
+        """The machine that an actor lives on, and whether this path exists there."""
 
     def call(self, name: str, method: str, *arguments: Any) -> Pending:
         """Ask; calls of one actor run one after another in this order."""
@@ -88,10 +96,17 @@ class SerialCluster:
         self._actors: dict[str, Any] = {}
         self._open: list[Pending] = []
 
+    def reserve(self, actors: Sequence[str]) -> None:
+        """There is room for all of them."""
+
     def start(self, name: str, factory: Callable[..., Any], arguments: dict[str, Any], *,
-              cpus: float = 0.0, threads: int = 1) -> None:
+              threads: int = 1) -> None:
         """Build the actor here and now."""
         self._actors[name] = factory(**arguments)
+
+    def look(self, name: str, path: Path) -> tuple[str, bool]:
+        """All live on the machine of this process."""
+        return socket.gethostname(), path.exists()
 
     def call(self, name: str, method: str, *arguments: Any) -> Pending:
         """Remember the call; it runs when it is waited for."""

@@ -26,10 +26,12 @@ expires returns the work and ends its holder.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from actors import window
-from actors.roster import FINISHED, FLYING, JUDGED, READY, SPENT, Member, OpenGroup, Roster, Seats
+from actors.roster import FINISHED, FLYING, JUDGED, READY, SPENT, Member, OpenGroup, Roster
+from actors.seats import Seats
 from engine.config.schedule import Refill, ScheduleConfig, Straggler
 from engine.records import event as ev
 from engine.records.trajectory import DropReason, Outcome
@@ -101,7 +103,7 @@ class Controller:
         for item in event.items:
             found = self.roster.find(item.trajectory_id)
             if found is not None and found[1].holder == event.generator:
-                seat.open_trajectories -= 1
+                self.seats.hand_back(event.generator)
                 self._came_back(*found, item, seat.version)
                 if item.finish_reason is not None and not found[0].doomed:
                     finished.append(item.trajectory_id)
@@ -112,7 +114,7 @@ class Controller:
         oldest = item.oldest_version
         self.roster.stamp(group, member, serves if oldest is None else oldest.updates)
         member.length = item.length
-        spent = self.schedule.rounds and item.new_tokens > 0 and not self._barrier
+        spent = self.schedule.rounds and item.new_tokens > 0 and not self.checkpointing
         cut = SPENT if spent else READY
         self.roster.place(group, member, cut if item.finish_reason is None else FINISHED)
 
@@ -140,6 +142,8 @@ class Controller:
     def _updated(self, event: ev.Updated) -> None:
         for group_id in sorted(self.roster.training):
             self.roster.remove(group_id)
+        if event.last:
+            self._updates = event.version.updates
         if event.committed:
             self.version = event.version
             self._commands.append(ev.Publish(event.version))
@@ -172,7 +176,8 @@ class Controller:
     # ---- what follows --------------------------------------------------------------------------
 
     @property
-    def _barrier(self) -> bool:
+    def checkpointing(self) -> bool:
+        """Nothing new is handed out until a checkpoint is written."""
         return self._checkpoint_due and not self.roster.training
 
     @property
@@ -190,7 +195,7 @@ class Controller:
             return
         if self.version.updates >= self._updates and not self.roster.training:
             self._finish(stopped=False)
-        elif self._barrier:
+        elif self.checkpointing:
             self._hold_barrier()
         elif not self._missing_generators:
             if self.schedule.rounds:
@@ -232,31 +237,30 @@ class Controller:
                 self.roster.place(group, member, READY)
 
     def _train(self, fewest: int) -> bool:
-        if len(self.roster.complete) < fewest:
+        roster = self.roster
+        if len(roster.complete) < fewest:
             return False
-        complete = [(self.roster.groups[i].oldest, i) for i in self.roster.complete]
-        chosen = window.choose_batch(
-            complete, self._ages(), self._next_version, self.schedule.max_staleness,
-            self.schedule.batch_groups, self._enforce,
-        )
-        if chosen:
-            self.roster.train(chosen)
+        numbers = (self._ages(), *self._numbers())
+        if self._enforce and not window.batch_is_legal(roster.complete_ages, *numbers):
+            return False
+        complete = [(roster.groups[i].oldest, i) for i in roster.complete]
+        if chosen := window.choose_batch(complete, *numbers, self._enforce):
+            roster.train(chosen)
             self._commands.append(ev.Train(tuple(chosen)))
         return bool(chosen)
 
-    def _ages(self) -> Counter[int]:
+    def _numbers(self) -> tuple[int, int, int]:
+        return self._next_version, self.schedule.max_staleness, self.schedule.batch_groups
+
+    def _ages(self) -> Mapping[int, int]:
         """Oldest version -> groups outstanding or being drawn."""
-        return self.roster.ages + Counter({self.seats.fresh: self._drawing})
+        return self.roster.ages + Counter({self.seats.fresh: self._drawing}) if self._drawing else self.roster.ages
 
     def _room(self) -> int:
         """Groups that may be drawn now: the window, less what the last updates will not need."""
-        ages, schedule = self._ages(), self.schedule
-        needed = (self._updates - self._next_version) * schedule.batch_groups - sum(ages.values())
-        room = window.room_for(
-            ages, self.seats.fresh, self._next_version, schedule.max_staleness, schedule.batch_groups,
-            self._enforce,
-        )
-        return min(room, needed)
+        ages, groups = self._ages(), self.schedule.batch_groups
+        needed = (self._updates - self._next_version) * groups - sum(ages.values())
+        return min(window.room_for(ages, self.seats.fresh, *self._numbers(), self._enforce), needed)
 
     def _draw(self) -> None:
         room = self._room()

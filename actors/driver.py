@@ -21,16 +21,20 @@ from actors.judging import Judging
 from actors.observer import Observer
 from actors.study import num_updates, study
 from actors.supervisor import Supervisor
+from actors.tracing import Tracer
 from actors.training import Training
+from actors.turns import Turns
 from engine.config.run import Only, RunConfig
 from engine.errors import ActorError
 from engine.models.tokenizer import PolicyTokenizer
 from engine.prompts.draw import PromptDraw
 from engine.prompts.prompt_set import PromptSet
+from engine.records import arrival
 from engine.records import event as ev
 from engine.records.codec import encode
 from engine.replay.ledger import Ledger
 from engine.run_folder import RunFolder
+from engine.trace import now as wall_clock
 
 POLL_S = 0.5
 STOP_GRACE_S = 6.0
@@ -43,6 +47,8 @@ class Call:
     pending: Pending
     deadline: float
     answer: Callable[[Any], None]
+    sent: float
+    """Wall clock, for the trace."""
 
 
 class Driver:
@@ -66,14 +72,17 @@ class Driver:
             num_generators=config.generator.num_generators,
         )
         self.arrivals = folder.arrivals_file.open("ab")
+        self.tracer = Tracer(config, folder, self.controller)
         self.generation = Generation(self)
         self.judging = Judging(self)
         self.training = Training(self)
         self.evaluator = Evaluator(self)
+        self.turns = Turns(self)
         self.write_checkpoint: Callable[[], None] | None = None
         self.stopped = False
         self.should_stop = should_stop
         self._stop_deadline = float("inf")
+        self._stop_grace_s = STOP_GRACE_S
         self._calls: list[Call] = []
         self._next_tick = 0.0
         self._inbox: deque[ev.Event] = deque()
@@ -89,6 +98,12 @@ class Driver:
     def _num_updates(self) -> int:
         train, updates = self.config.train, self.config.learning.updates
         return num_updates(train.rollouts, updates) if train.only is Only.learn else updates
+
+    @property
+    def time_is_up(self) -> bool:
+        """All the time that training was given is used; asked between updates."""
+        limit = self.config.learning.max_seconds
+        return bool(limit) and self.observer.train_seconds >= limit
 
     # ---- the loop ------------------------------------------------------------------------------
 
@@ -106,6 +121,7 @@ class Driver:
         if self.config.train.only is Only.learn:
             study(self)
             return
+        self.tracer.begin()
         for name in self.supervisor.generators:
             self.generation.welcome(name)
         while not self.over:
@@ -127,33 +143,47 @@ class Driver:
     def _turn(self) -> None:
         if not self._calls:
             raise ActorError("driver", "waiting", "nothing is under way and the run is not finished")
-        done = self.cluster.wait([call.pending for call in self._calls], POLL_S)
-        now = time.monotonic()
+        done = self._next_answer()
+        now = self._now()
         if done is None or now >= self._next_tick:
             self._tick(now)
         if done is None:
             return
-        if all(call.pending is not done for call in self._calls):
+        place = next((i for i, call in enumerate(self._calls) if call.pending is done), None)
+        if place is None:
             return  # its actor was given up by that very tick
-        call = next(call for call in self._calls if call.pending is done)
-        self._calls.remove(call)
+        call = self._calls.pop(place)
+        self.note(arrival.Answered(place))
         try:
-            value = self.cluster.result(done)
+            value = self._outcome(call)
         except ActorError as error:
             self.died(error)
             return
-        call.answer(value)
+        with self.tracer.handling(done.actor, done.method, call.sent, value):
+            call.answer(value)
+
+    def _next_answer(self) -> Pending | None:
+        return self.cluster.wait([call.pending for call in self._calls], POLL_S)
+
+    def _outcome(self, call: Call) -> Any:
+        return self.cluster.result(call.pending)
+
+    def _now(self) -> float:
+        return time.monotonic()
 
     def _tick(self, now: float) -> None:
         """Let the controller look at its leases, and see whether a call is overdue."""
         self._next_tick = now + POLL_S
         self.feed(ev.Ticked(now))
-        overdue = [call for call in self._calls if call.deadline < now]
-        # What is there already was only not looked at: replacing an actor takes a while.
-        late = next((call for call in overdue if self.cluster.wait([call.pending], 0.0) is None), None)
+        late = self._overdue(now)
         if late is not None:
             limit = self.config.cluster.call_deadline_s
             self.died(ActorError(late.pending.actor, late.pending.method, f"no answer in {limit:.0f} s"))
+
+    def _overdue(self, now: float) -> Call | None:
+        overdue = [call for call in self._calls if call.deadline < now]
+        # What is there already was only not looked at: replacing an actor takes a while.
+        return next((call for call in overdue if self.cluster.wait([call.pending], 0.0) is None), None)
 
     def heed_stop(self) -> None:
         """Tell the controller of a wish to stop; work gets a little time to come to rest.
@@ -161,12 +191,12 @@ class Driver:
         Raises:
             ActorError: that time is over.
         """
-        if self._stop_deadline < time.monotonic():
+        if self._stop_deadline < self._now():
             raise ActorError("driver", "stopping", "work did not come to rest in time; the newest checkpoint "
                              "stands")
         if self.should_stop() and not self.stopped:
             self.stopped = True
-            self._stop_deadline = time.monotonic() + STOP_GRACE_S
+            self._stop_deadline = self._now() + self._stop_grace_s
             self.observer.say("stopping: a checkpoint is written first")
             self.feed(ev.StopRequested())
 
@@ -179,24 +209,31 @@ class Driver:
         try:
             while self._inbox:
                 event = self._inbox.popleft()
-                self.arrivals.write(encode(event))
+                self.note(event)
                 for command in self.controller.step(event):
+                    self.tracer.saw(command)
                     self._carry_out[type(command)](command)
         finally:
             self._draining = False
         if not self.over:
             self.generation.go_on()
 
+    def note(self, entry: Any) -> None:
+        """Write down what arrived; with this journal the run can be repeated."""
+        self.arrivals.write(encode(entry))
+
     def later(self, answer: Callable[[Any], None], name: str, method: str, *arguments: Any) -> None:
         """Ask an actor; ``answer`` receives what it says, once it does."""
         pending = self.cluster.call(name, method, *arguments)
-        deadline = time.monotonic() + self.config.cluster.call_deadline_s
-        self._calls.append(Call(pending, deadline, answer))
+        deadline = self._now() + self.config.cluster.call_deadline_s
+        self._calls.append(Call(pending, deadline, answer, wall_clock()))
+        self.tracer.called(name)
 
     def replay(self, method: str, *arguments: Any) -> Any:
         """Ask replay and wait for its answer."""
-        return ask(self.cluster, "replay", method, *arguments,
-                   deadline_s=self.config.cluster.call_deadline_s)
+        with self.tracer.part(f"replay: {method}"):
+            return ask(self.cluster, "replay", method, *arguments,
+                       deadline_s=self.config.cluster.call_deadline_s)
 
     def died(self, error: ActorError) -> None:
         """An actor is gone: replace it, or end this life of the run.
@@ -207,10 +244,12 @@ class Driver:
         old = error.actor
         if self.supervisor.replaced(old):
             return
+        self.note(arrival.Died(old))
         new = self.supervisor.replace(error)
         self.observer.totals["restarts"] += 1
-        self.observer.say(f"{error}; {new} takes its place")
+        self.observer.say(f"{error}; {new or 'nobody'} takes its place")
         self._calls = [call for call in self._calls if call.pending.actor != old]
+        self.tracer.left(old)
         if old.startswith("evaluator"):
             self.evaluator.abandon()
         elif old.startswith("judge"):
@@ -219,7 +258,9 @@ class Driver:
         else:
             self.generation.lost(old)
             self.feed(ev.GeneratorLost(old))
-            self.generation.welcome(new)
+            if new:
+                self.turns.welcome(new)
+        self.turns.lost(old)
 
     # ---- commands of its own -------------------------------------------------------------------
 
@@ -233,7 +274,8 @@ class Driver:
     def _checkpoint(self, _: ev.WriteCheckpoint) -> None:
         self.ledger.check()
         assert self.write_checkpoint is not None, "the launcher injects it"
-        self.write_checkpoint()
+        with self.tracer.part("checkpoint"):
+            self.write_checkpoint()
         self.feed(ev.CheckpointWritten())
 
     def _finish(self, command: ev.Finish) -> None:
@@ -242,4 +284,5 @@ class Driver:
     def close(self) -> None:
         """Close the journals."""
         self.arrivals.close()
+        self.tracer.close()
         self.ledger.close()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from actors.cluster import ask
@@ -64,12 +64,12 @@ class Evaluator:
             for trajectory_id, delivery in sorted(deliveries.items(), reverse=True)
         ]
         driver.later(
-            lambda verdicts: self._judged(version, deliveries, verdicts), driver.supervisor.judge, "judge",
-            items,
+            lambda report: self._judged(version, deliveries, report.verdicts), driver.supervisor.judge,
+            "judge", items,
         )
 
     def _judged(self, version: PolicyVersion, deliveries: dict[int, Delivery],
-                verdicts: dict[int, Verdict]) -> None:
+                verdicts: Mapping[int, Verdict]) -> None:
         self._busy, self._known = False, version
         driver = self._driver
         driver.observer.evaluated(

@@ -7,7 +7,7 @@ whatever gathered meanwhile: newer weights first, then a cut, then new work.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import ActorError
 from engine.records import event as ev
@@ -68,6 +68,19 @@ class Generation:
         for box in self._boxes.values():
             box.weights = manifest
 
+    def picture(self) -> dict[str, dict[str, Any]]:
+        """What each generator's next call would take along, as plain data."""
+        return {
+            name: {"work": list(box.work), "weights": None if box.weights is None else str(box.weights.version),
+                   "cut": box.cut, "open_requests": box.open_requests, "behind": box.behind, "busy": box.busy}
+            for name, box in self._boxes.items()
+        }
+
+    def wake(self) -> None:
+        """Whoever slept lost its weights, and receives the newest with the next call."""
+        for box in self._boxes.values():
+            box.weights = self._driver.training.manifest
+
     # ---- calls ---------------------------------------------------------------------------------
 
     def welcome(self, name: str) -> None:
@@ -86,6 +99,8 @@ class Generation:
 
     def go_on(self) -> None:
         """Call every generator that is free and has something to do."""
+        if self._driver.turns.learning:
+            return
         for name, box in list(self._boxes.items()):
             if box.wanted and not box.busy:
                 self._advance(name, box)
@@ -108,6 +123,7 @@ class Generation:
         for item in items:
             driver.ledger.deliver(item.trajectory_id, item.new_tokens, item.finish_reason is not None)
         driver.ledger.report(name, report.generated_tokens, report.tokens_in_slots)
+        driver.turns.woke(report.wake_seconds)
         driver.observer.generated(report)
         driver.observer.delivered(items)
         manifest = driver.training.manifest

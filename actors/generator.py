@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from actors.object_store import open_object_store
+from engine.config.cluster import Placement
 from engine.config.run import RunConfig
-from engine.config.schedule import InFlight
 from engine.errors import WeightChannelError
 from engine.faults import reach
-from engine.generate.native import NativeSampler
-from engine.models.decoder import Decoder
-from engine.models.policy import DTYPES
+from engine.generate.samplers import build_sampler
 from engine.models.tokenizer import PolicyTokenizer
-from engine.records.work import GeneratorOrder, GeneratorReport
+from engine.records.work import Delivery, GeneratorOrder, GeneratorReport
+from engine.trace import now, recording, since, span
 from engine.weights.channel import open_receiver
 
 
 class Generator:
     """Samples under the weights that it was last sent."""
 
-    def __init__(self, config: RunConfig, name: str, folder: str, run_id: str, slots: int,
-                 threads: int) -> None:
+    def __init__(self, config: RunConfig, name: str, folder: str, run_id: str, slots: int, threads: int) -> None:
         """Build the sampler; weights come with the first order.
 
         Args:
@@ -35,40 +33,37 @@ class Generator:
             slots: trajectories that decode at once.
             threads: compute threads.
         """
-        from transformers import AutoConfig
-
         self._name = name
         self._role = name.partition("#")[0].partition("-")[0]
         self._threads = threads
         self._mode = config.schedule.in_flight
+        self._traced = config.run.trace
         torch.set_num_threads(threads)
         tokenizer = PolicyTokenizer.from_folder(Path(folder), config.rollout.stop_token_ids)
-        rollout, generator = config.rollout, config.generator
-        context = generator.context_tokens or rollout.max_prompt_tokens + rollout.max_response_tokens
-        # At bound 0 nothing is older, and a generator that took over must repeat the bits of the one it follows.
-        park = self._mode is InFlight.keep_cache and config.schedule.max_staleness > 0
-        decoder = Decoder(AutoConfig.from_pretrained(folder), DTYPES[generator.precision], context)
-        self.sampler = NativeSampler(
-            decoder, slots, generator.prefill_tokens, context_tokens=context,
-            stop_ids=tokenizer.stop_ids, repetition=rollout.repetition, seed=config.seed, park=park,
-        )
-        self._receiver = open_receiver(config.weights, run_id)
+        # Who takes turns on a device is born asleep.
+        self._takes_turns = self._asleep = config.cluster.placement is Placement.colocated
+        self.sampler = build_sampler(config, folder, slots=slots, threads=threads, stop_ids=tokenizer.stop_ids,
+                                     name=name, asleep=self._asleep)
+        self._receiver = open_receiver(config.weights, run_id, open_object_store(config))
         reach(f"{self._role}.start")
 
     def advance(self, order: GeneratorOrder) -> GeneratorReport:
         """Take weights, cut, admit, decode, in this order; hand over what left its slot."""
-        began = time.time()
+        began = now()
         torch.set_num_threads(self._threads)
-        refused = self._take_weights(order)
-        deliveries = self.sampler.cut_all() if order.cut_all else []
-        self.sampler.submit(order.requests)
-        for _ in range(order.max_steps):
-            if self.sampler.idle and not self.sampler.swap_pending:
-                break
-            deliveries += self.sampler.step()
-            reach(f"{self._role}.decode")
+        with recording(self._traced) as spans:
+            woke = self._wake()
+            refused = self._take_weights(order)
+            deliveries = self.sampler.cut_all() if order.cut_all else []
+            serves = not refused or bool(self.sampler.digest)
+            self.sampler.submit(order.requests if serves else ())
+            for _ in range(order.max_steps):
+                if self.sampler.idle and not self.sampler.swap_pending:
+                    break
+                deliveries += self._step()
+                reach(f"{self._role}.decode")
         counts = self.sampler.metrics()
-        return GeneratorReport(
+        report = GeneratorReport(
             generator=self._name,
             deliveries=tuple(deliveries),
             version=self.sampler.version,
@@ -78,20 +73,49 @@ class Generator:
             tokens_in_slots=self.sampler.tokens_in_slots,
             open_requests=self.sampler.open_requests,
             swaps_while_decoding=int(counts.get("swaps_while_decoding", 0)),
-            busy=((began, time.time()),),
+            busy=((began, now()),),
+            spans=tuple(spans),
             prefilled_tokens=int(sum(v for k, v in counts.items() if k.startswith("prefilled_"))),
+            wake_seconds=woke,
         )
+        if self._role == "evaluator":
+            self.sleep()
+        return report
+
+    def sleep(self) -> None:
+        """Leave a shared device until the next order; an evaluator does so whenever it has answered."""
+        if self._takes_turns and not self._asleep:
+            self.sampler.sleep()
+            self._asleep = True
+
+    def _wake(self) -> float:
+        """Seconds until cache and weights have their memory again; 0 for who is awake."""
+        if not self._asleep:
+            return 0.0
+        began = now()
+        self.sampler.wake()
+        self._asleep = False
+        return now() - began
+
+    def _step(self) -> list[Delivery]:
+        """One token for every slot; what of it was not prefill is recorded as decode."""
+        began, before = now(), self.sampler.tokens_in_slots
+        left = self.sampler.step()
+        gone = sum(segment.num_sampled for one in left for segment in one.segments)
+        since(began, "decode", steps=1, tokens=self.sampler.tokens_in_slots + gone - before)
+        return left
 
     def _take_weights(self, order: GeneratorOrder) -> str:
         """Stage, verify and swap; a refusal is reported and the old weights go on serving."""
         if order.weights is None or order.weights.version == self.sampler.version:
             return ""
         try:
-            staged = self._receiver.receive(order.weights)
+            with span("receive"):
+                staged = self._receiver.receive(order.weights)
+                reach(f"{self._role}.swap")
+                self.sampler.swap(staged, self._mode)
         except WeightChannelError as error:
             return str(error)
-        reach(f"{self._role}.swap")
-        self.sampler.swap(staged, self._mode)
         return ""
 
     def metrics(self) -> dict[str, float]:

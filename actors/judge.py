@@ -10,8 +10,10 @@ from engine.config.run import RunConfig
 from engine.faults import reach
 from engine.models.tokenizer import PolicyTokenizer
 from engine.records.prompt import Prompt
-from engine.records.trajectory import Trajectory, Verdict
+from engine.records.trajectory import Trajectory
+from engine.records.work import JudgeReport
 from engine.rewards.judge import Rewarder
+from engine.trace import recording, span
 
 
 class Judge:
@@ -25,18 +27,21 @@ class Judge:
             folder: model folder, for its tokenizer.
         """
         self._tokenizer = PolicyTokenizer.from_folder(Path(folder))
+        self._traced = config.run.trace
         self._rewarder = Rewarder(config.reward, config.rollout.repetition.penalty)
         reach("judge.start")
 
-    def judge(self, items: Sequence[tuple[Prompt, Trajectory]]) -> dict[int, Verdict]:
+    def judge(self, items: Sequence[tuple[Prompt, Trajectory]]) -> JudgeReport:
         """Verdicts by trajectory id; a judge that failed says so in its outcome."""
-        questions = [
-            (prompt, self._tokenizer.decode(trajectory.token_ids), trajectory.finish_reason)
-            for prompt, trajectory in items
-        ]
-        reach("judge.judge")
-        verdicts = self._rewarder.judge(questions)
-        return {t.trajectory_id: verdict for (_, t), verdict in zip(items, verdicts, strict=True)}
+        with recording(self._traced) as spans, span("judge", items=len(items)):
+            questions = [
+                (prompt, self._tokenizer.decode(trajectory.token_ids), trajectory.finish_reason)
+                for prompt, trajectory in items
+            ]
+            reach("judge.judge")
+            verdicts = self._rewarder.judge(questions)
+        found = {t.trajectory_id: verdict for (_, t), verdict in zip(items, verdicts, strict=True)}
+        return JudgeReport(found, tuple(spans))
 
     def texts(self, trajectories: Sequence[Trajectory]) -> list[str]:
         """Responses as text."""

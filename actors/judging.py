@@ -2,14 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from itertools import pairwise, takewhile
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from engine.records import event as ev
 from engine.records.prompt import Prompt
-from engine.records.trajectory import Outcome, Trajectory, Verdict
+from engine.records.trajectory import Outcome, Trajectory
+from engine.records.work import JudgeReport
 
 if TYPE_CHECKING:
     from actors.driver import Driver
+
+
+def pieces(trajectory: Trajectory, decode: Callable[[NDArray[np.int32]], str]) -> list[str]:
+    """The text of a response, segment by segment; joined, that of the whole.
+
+    A character whose bytes lie in two segments belongs to the later one.
+    """
+    whole, cuts, end = decode(trajectory.token_ids), [0], 0
+    for segment in trajectory.segments[:-1]:
+        end += len(segment.token_ids)
+        both = zip(whole, decode(trajectory.token_ids[:end]), strict=False)
+        cuts.append(max(sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], both)), cuts[-1]))
+    return [whole[start:stop] for start, stop in pairwise([*cuts, len(whole)])]
 
 
 class Judging:
@@ -26,20 +45,19 @@ class Judging:
         driver = self._driver
         self._under_way.update(command.trajectory_ids)
         items = driver.replay("to_judge", command.trajectory_ids)
-        driver.later(lambda verdicts: self._judged(items, verdicts), driver.supervisor.judge, "judge", items)
+        driver.later(lambda report: self._judged(items, report), driver.supervisor.judge, "judge", items)
 
-    def _judged(self, items: tuple[tuple[Prompt, Trajectory], ...], verdicts: dict[int, Verdict]) -> None:
-        driver = self._driver
+    def _judged(self, items: tuple[tuple[Prompt, Trajectory], ...], report: JudgeReport) -> None:
+        driver, verdicts = self._driver, report.verdicts
         # Groups may have been dropped meanwhile, and nobody asks for their verdicts any more.
         awaited = self._under_way & verdicts.keys()
         self._under_way -= awaited
         for trajectory_id, verdict in verdicts.items():
             if trajectory_id in awaited and verdict.outcome is Outcome.ok:
                 self.correct[trajectory_id] = verdict.correct
-        texts = [driver.tokenizer.decode(trajectory.token_ids) for _, trajectory in items]
         driver.observer.judged([
-            (prompt, trajectory, text, verdicts[trajectory.trajectory_id])
-            for (prompt, trajectory), text in zip(items, texts, strict=True)
+            (prompt, trajectory, pieces(trajectory, driver.tokenizer.decode), verdicts[trajectory.trajectory_id])
+            for prompt, trajectory in items
         ])
         driver.feed(driver.replay("judged", verdicts))
 

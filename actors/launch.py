@@ -24,7 +24,8 @@ from engine.config.rewards import RewardConfig
 from engine.config.rollout import GeneratorConfig, RolloutConfig
 from engine.config.run import RunConfig
 from engine.config.schedule import ScheduleConfig
-from engine.errors import PeriluneError, nearest_name
+from engine.errors import PeriluneError, RunFolderError, nearest_name
+from engine.run_folder import MARKER
 
 # The one table of groups: hydra group, schema name, dataclass.
 SCHEMAS: tuple[tuple[str | None, str, type], ...] = (
@@ -80,6 +81,21 @@ def compose(overrides: Sequence[str], config_name: str = "run") -> tuple[RunConf
     register_schemas()
     with hydra.initialize_config_dir(str(CONFIG_FOLDER), version_base="1.3"):
         return build(hydra.compose(config_name, list(overrides)))
+
+
+def saved(folder: Path) -> RunConfig:
+    """The configuration of a run, as its folder holds it.
+
+    Raises:
+        RunFolderError: this is not a run folder.
+        ConfigError: its configuration is of another version of Perilune.
+    """
+    file = folder / MARKER
+    if not file.is_file():
+        raise RunFolderError(f"{folder} holds no {MARKER}: name the folder of a run")
+    composed = OmegaConf.load(file)
+    assert isinstance(composed, DictConfig)
+    return build(composed)[0]
 
 
 def explain(error: Exception) -> str:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from actors.learner_rank import LearnerRank, together
 from actors.learner_state import read_core, write_core
+from actors.object_store import open_object_store
 from actors.rollouts import GroupLengths, history_of, lengths_of, read_rollouts, write_rollouts
 from engine.config.run import RunConfig
 from engine.faults import reach
@@ -26,6 +27,7 @@ from engine.records.manifest import Manifest
 from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
 from engine.records.work import Delivery
+from engine.trace import recording, span
 from engine.weights.channel import open_sender, weights_digest
 from engine.weights.layout import take_part, whole_tensors
 
@@ -45,9 +47,9 @@ class Learner(LearnerRank):
         """
         super().__init__(config, folder, rank)
         self._tokenizer = PolicyTokenizer.from_folder(Path(folder))
-        self._dumps = Path(dumps) if dumps and rank == 0 else None
+        self._dumps = Path(dumps) if dumps and self.leads else None
         dtype = DTYPES[config.generator.precision]
-        self._sender = open_sender(config.weights, run_id, dtype) if rank == 0 else None
+        self._sender = open_sender(config.weights, run_id, dtype, open_object_store(config)) if self.leads else None
         reach(f"{self.name}.start")
 
     @together
@@ -69,14 +71,16 @@ class Learner(LearnerRank):
         """One update; a committed one is published at once."""
         if self._dumps is not None:
             write_rollouts(self._dumps, self.core.version.updates, groups)
-        report = self.core.update(groups)
-        reach(f"{self.name}.update")
-        if not report.committed:
-            return report, None
-        began = time.time()
-        manifest = self.publish()
+        with recording(self.config.run.trace) as spans:
+            report = self.core.update(groups)
+            reach(f"{self.name}.update")
+            if not report.committed:
+                return replace(report, spans=tuple(spans)), None
+            began = time.time()
+            with span("publish"):
+                manifest = self.publish()
         metrics = {**report.metrics, "publish/seconds": time.time() - began}
-        return replace(report, metrics=metrics), manifest
+        return replace(report, metrics=metrics, spans=tuple(spans)), manifest
 
     def record(self, batch: int, groups: Sequence[Group]) -> int:
         """Write down a batch instead of learning from it; returns its tokens."""

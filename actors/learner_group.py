@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from actors.cluster import Cluster, Pending, ask
@@ -69,14 +70,27 @@ class LearnerGroup:
         self._start_deadline_s = start_deadline_s
         self._joined = False
 
-    def start(self, name: str, factory: Callable[..., Any], arguments: dict[str, Any], **options: Any) -> None:
+    def reserve(self, actors: Sequence[str]) -> None:
+        """Find places for all actors of a run, every rank among them."""
+        others = [name for name in actors if name != LEARNER]
+        self._cluster.reserve([*self._names, *others] if LEARNER in actors else others)
+
+    def look(self, name: str, path: Path) -> tuple[str, bool]:
+        """The machine that an actor lives on, rank 0's for the learner, and whether all of it sees this path."""
+        if name != LEARNER:
+            return self._cluster.look(name, path)
+        found = [self._cluster.look(member, path) for member in self._names]
+        return found[0][0], all(there for _, there in found)
+
+    def start(self, name: str, factory: Callable[..., Any], arguments: dict[str, Any], *,
+              threads: int = 1) -> None:
         """Make an actor, or every rank."""
         if name != LEARNER:
-            self._cluster.start(name, factory, arguments, **options)
+            self._cluster.start(name, factory, arguments, threads=threads)
             return
         self._joined = False
         for rank, member in enumerate(self._names):
-            self._cluster.start(member, factory, {**arguments, "rank": rank}, **options)
+            self._cluster.start(member, factory, {**arguments, "rank": rank}, threads=threads)
 
     def call(self, name: str, method: str, *arguments: Any) -> Pending:
         """Ask an actor, or every rank; before their first question the ranks are told where to meet."""

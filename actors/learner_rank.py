@@ -13,6 +13,7 @@ from engine.config.run import RunConfig
 from engine.errors import ActorError, RankError
 from engine.faults import reach
 from engine.learn.step import LearnerCore
+from engine.models.device import torch_device
 from engine.models.policy import DTYPES, load_network, with_adapter
 from engine.models.ranks import ALONE, Store, join, own_address
 from engine.models.sharding import checkpoint_layers, shard, working_weights
@@ -65,6 +66,11 @@ class LearnerRank:
         if learning.num_learners == 1:
             self._begin()
 
+    @property
+    def leads(self) -> bool:
+        """Whether this is the rank that publishes and answers."""
+        return self.rank == 0
+
     def meet(self) -> str:
         """Open the place where the ranks meet, on rank 0; its address."""
         learning = self.config.learning
@@ -78,7 +84,7 @@ class LearnerRank:
         Raises:
             ActorError: not all of them came in time.
         """
-        learning, device = self.config.learning, next(self._network.parameters()).device.type
+        learning, device = self.config.learning, torch_device(self.config.cluster.device).type
         try:
             self.ranks = join(address, self.rank, learning.num_learners, learning.rank_deadline_s, device,
                               self._store)

@@ -18,7 +18,7 @@ from engine.records.manifest import Manifest
 from engine.records.prompt import Prompt
 from engine.records.trajectory import Group, Trajectory, Verdict
 from engine.records.update import UpdateReport
-from engine.records.work import Delivery, GeneratorOrder, GeneratorReport, Progress, Request
+from engine.records.work import Delivery, GeneratorOrder, GeneratorReport, JudgeReport, Progress, Request
 
 
 class GeneratorPort(Protocol):
@@ -26,6 +26,10 @@ class GeneratorPort(Protocol):
 
     def advance(self, order: GeneratorOrder) -> GeneratorReport:
         """Take weights, cut, admit, decode, in this order; hand over what left its slot."""
+        ...
+
+    def sleep(self) -> None:
+        """Leave a shared device until the next order."""
         ...
 
 
@@ -65,7 +69,7 @@ class ReplayPort(Protocol):
 class JudgePort(Protocol):
     """Judges."""
 
-    def judge(self, items: Sequence[tuple[Prompt, Trajectory]]) -> dict[int, Verdict]:
+    def judge(self, items: Sequence[tuple[Prompt, Trajectory]]) -> JudgeReport:
         """Verdicts by trajectory id."""
         ...
 

@@ -53,87 +53,6 @@ class OpenGroup:
         return not self.doomed and all(member.status == JUDGED for member in self.members)
 
 
-@dataclass(slots=True)
-class GeneratorSeat:
-    """A living generator: what it serves, how many trajectories it holds, until when it may be silent."""
-
-    version: int
-    open_trajectories: int = 0
-    lease_until: float | None = None
-    """Seconds of the injected clock. None: it spoke or took work since the clock last told the time."""
-    cut_asked: bool = False
-    """It was asked to cut and has not spoken since."""
-
-
-class Seats:
-    """Living generators by name."""
-
-    def __init__(self) -> None:
-        self.by_name: dict[str, GeneratorSeat] = {}
-        self.fresh = 0
-        """The newest version that all then living served at one time: new groups are sampled by no older."""
-
-    def __len__(self) -> int:
-        return len(self.by_name)
-
-    def _raise_fresh(self) -> None:
-        versions = (seat.version for seat in self.by_name.values())
-        self.fresh = max(self.fresh, min(versions, default=0))
-
-    def join(self, name: str, version: int) -> None:
-        """A generator lives."""
-        self.by_name[name] = GeneratorSeat(version)
-        self._raise_fresh()
-
-    def leave(self, name: str) -> None:
-        """A generator is gone; once more is harmless."""
-        self.by_name.pop(name, None)
-        self._raise_fresh()
-
-    def hear(self, name: str, version: int) -> GeneratorSeat | None:
-        """A generator spoke, which renews its lease; None when it is not believed to live."""
-        seat = self.by_name.get(name)
-        if seat is not None:
-            seat.version, seat.lease_until, seat.cut_asked = max(seat.version, version), None, False
-            self._raise_fresh()
-        return seat
-
-    def all_serve(self, version: int) -> bool:
-        """Somebody lives, and nobody serves anything older."""
-        return bool(self.by_name) and all(seat.version >= version for seat in self.by_name.values())
-
-    def take(self, oldest: int, count: int) -> str | None:
-        """The least loaded generator that serves ``oldest`` or newer gets ``count`` trajectories."""
-        able = [(s.open_trajectories, name) for name, s in self.by_name.items() if s.version >= oldest]
-        if not able:
-            return None
-        open_before, name = min(able)
-        seat = self.by_name[name]
-        seat.open_trajectories += count
-        if not open_before:
-            seat.lease_until = None
-        return name
-
-    def holders(self) -> list[str]:
-        """Who holds trajectories, by name."""
-        return sorted(name for name, seat in self.by_name.items() if seat.open_trajectories)
-
-    def tick(self, now: float, lease_s: float) -> list[str]:
-        """Start the leases of all who spoke since the last tick; who let a lease expire, by name.
-
-        A lease counts from the first tick after the last word, never from an earlier one: however long
-        the clock was silent, nobody is ended for that.
-        """
-        late = []
-        for name in self.holders():
-            seat = self.by_name[name]
-            if seat.lease_until is None:
-                seat.lease_until = now + lease_s
-            elif seat.lease_until < now:
-                late.append(name)
-        return late
-
-
 class Roster:
     """Outstanding groups by id, in order of issue; a group leaves when it is trained or dropped."""
 
@@ -144,6 +63,8 @@ class Roster:
         """Oldest version -> groups."""
         self.complete: set[int] = set()
         """Ids of the groups that an update may take."""
+        self.complete_ages: Counter[int] = Counter()
+        """Oldest version -> groups that an update may take."""
         self.training: set[int] = set()
         """Ids of the groups that the learner has; they are beyond drops, and no longer counted."""
         self._max_attempts = max_attempts
@@ -163,7 +84,7 @@ class Roster:
         if any(member.status == READY for member in group.members):
             self._ready.add(group.group_id)
         if group.complete:
-            self.complete.add(group.group_id)
+            self._completed(group)
         if group.doomed:
             self._doomed.add(group.group_id)
 
@@ -175,13 +96,27 @@ class Roster:
         for member in group.members:
             del self._group_of[member.trajectory_id]
             self._statuses[member.status] -= 1
-        for index in (self._ready, self.complete, self.training, self._doomed):
+        self._taken(group)
+        for index in (self._ready, self.training, self._doomed):
             index.discard(group_id)
 
     def _count_age(self, oldest: int, change: int) -> None:
         self.ages[oldest] += change
         if not self.ages[oldest]:
             del self.ages[oldest]
+
+    def _completed(self, group: OpenGroup) -> None:
+        if group.group_id not in self.complete:
+            self.complete.add(group.group_id)
+            self.complete_ages[group.oldest] += 1
+
+    def _taken(self, group: OpenGroup) -> None:
+        """No update may take it any more."""
+        if group.group_id in self.complete:
+            self.complete.discard(group.group_id)
+            self.complete_ages[group.oldest] -= 1
+            if not self.complete_ages[group.oldest]:
+                del self.complete_ages[group.oldest]
 
     def place(self, group: OpenGroup, member: Member, status: str, holder: str = "") -> None:
         """A member enters a state; only a flying one has a holder."""
@@ -191,15 +126,19 @@ class Roster:
         if status == READY:
             self._ready.add(group.group_id)
         elif status == JUDGED and group.complete:
-            self.complete.add(group.group_id)
+            self._completed(group)
 
     def stamp(self, group: OpenGroup, member: Member, oldest: int) -> None:
         """More is known of the oldest version of a member."""
         if oldest == member.oldest:
             return
+        takeable = group.group_id in self.complete
+        self._taken(group)
         self._count_age(group.oldest, -1)
         member.oldest = oldest
         self._count_age(group.oldest, +1)
+        if takeable:
+            self._completed(group)
 
     def doom(self, group: OpenGroup, reason: DropReason) -> None:
         """Drop the group when its last flying member is back; the first reason stays, poison wins."""
@@ -208,7 +147,7 @@ class Roster:
         if not group.doomed or reason is DropReason.poison_prompt:
             group.doomed = reason.value
         self._doomed.add(group.group_id)
-        self.complete.discard(group.group_id)
+        self._taken(group)
 
     def bury(self, holder: str) -> None:
         """A generator died: what it held is ready again, given up, or under suspicion.
@@ -235,8 +174,8 @@ class Roster:
             group = self.groups[group_id]
             self._kills.pop(group.prompt_id, None)
             self._count_age(group.oldest, -1)
+            self._taken(group)
         self.training.update(group_ids)
-        self.complete.difference_update(group_ids)
 
     def find(self, trajectory_id: int) -> tuple[OpenGroup, Member] | None:
         """Group and member of a trajectory, None once it left."""
@@ -267,6 +206,8 @@ class Roster:
 
     def lost_causes(self) -> list[OpenGroup]:
         """Doomed groups of which nothing flies any more, by id."""
+        if not self._doomed:
+            return []
         doomed = [self.groups[group_id] for group_id in sorted(self._doomed)]
         return [g for g in doomed if not any(member.status == FLYING for member in g.members)]
 

@@ -15,15 +15,20 @@ from actors import snapshot
 from actors.cluster import ask
 from actors.driver import Driver
 from actors.learner_group import with_learners
+from actors.live_metrics import LiveMetrics
 from actors.observer import Observer
 from actors.ray_cluster import open_cluster
+from actors.stalls import Thresholds, WatchedCluster
+from actors.status import COMPLETE, CUT_OFF, STOPPED, Status, picture
+from actors.status import FILE as STATUS_FILE
 from actors.supervisor import Restarts, Supervisor
 from actors.warm_start import warm_start
+from engine.config.cluster import ClusterKind
 from engine.config.run import Only, RunConfig
 from engine.errors import ActorError, CheckpointError, ConfigError
 from engine.preflight import Checked, check, needs
 from engine.run_folder import RunFolder
-from engine.weights.shared_memory import clean_leftovers
+from engine.weights.channel_folder import clean_leftovers
 
 
 class StopSignal:
@@ -81,7 +86,8 @@ def _complete(config: RunConfig, folder: RunFolder) -> dict[str, Any] | None:
     if config.train.only is Only.rollout or not folder.summary_file.exists():
         return None
     summary: dict[str, Any] = json.loads(folder.summary_file.read_text())
-    if summary["updates"] < config.learning.updates:
+    limit = config.learning.max_seconds
+    if summary["updates"] < config.learning.updates and not (limit and summary["train_seconds"] >= limit):
         return None
     if not config.run.quiet:
         print(f"{folder.path} is complete: {summary['updates']} updates", flush=True)
@@ -94,7 +100,7 @@ def _live(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSign
     resumed = folder.resumed
     while True:
         try:
-            return _life(config, checked, folder, stop, restarts, resumed)
+            return life(config, checked, folder, stop, restarts, resumed)
         except ActorError as error:
             if stop.asked or not error.actor.startswith(("learner", "replay")):
                 raise
@@ -103,32 +109,58 @@ def _live(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSign
             resumed = True
 
 
-def _life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSignal, restarts: Restarts,
-          resumed: bool) -> dict[str, Any]:
+def life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSignal, restarts: Restarts,
+         resumed: bool, make: Callable[..., Driver] = Driver) -> dict[str, Any]:
+    """One life of a run: from its actors' start to its summary, or to what ends it.
+
+    Raises:
+        PeriluneError: what ended it.
+    """
     observer = Observer(config, folder)
+    for sentence in checked.said:
+        observer.say(sentence)
     model = str(checked.folder or warm_start(config, checked.prompts, observer.say))
     clean_leftovers(Path(config.weights.folder))
-    cluster = with_learners(open_cluster(config.cluster, folder.run_id), config)
-    driver = None
+    cluster, status = _watched(config, folder, observer)
+    driver, end = None, CUT_OFF
     try:
         dumped = config.run.dump_rollouts or config.train.only is Only.rollout
         dumps = str(folder.rollouts) if dumped else ""
         supervisor = Supervisor(cluster, config, model, folder.run_id, dumps, restarts)
         supervisor.start_all()
-        driver = Driver(config, cluster, supervisor, folder, checked.prompts, checked.tokenizer, observer,
-                        lambda: stop.asked)
-        opened = driver
+        driver = make(config, cluster, supervisor, folder, checked.prompts, checked.tokenizer, observer,
+                      lambda: stop.asked)
+        opened = status.driver = driver
+        status.cluster.picture = lambda: picture(opened)
         driver.write_checkpoint = lambda: _checkpoint(opened, folder)
         stop.worth_saving = True
         _begin(driver, folder, resumed)
         driver.run()
-        return _end(driver, folder, restarts)
+        summary = _end(driver, folder, restarts)
+        end = STOPPED if driver.stopped else COMPLETE
+        return summary
     finally:
-        if driver is not None:
-            driver.close()
-        observer.close()
         stop.worth_saving = False
-        cluster.close()
+        try:
+            status.write(end)
+            if driver is not None:
+                driver.close()
+            observer.close()
+        finally:
+            cluster.close()
+
+
+def _watched(config: RunConfig, folder: RunFolder, observer: Observer) -> tuple[WatchedCluster, Status]:
+    """The cluster of a run under watch, and its status."""
+    over_ray = config.cluster.kind is ClusterKind.ray
+    deadline_s = config.cluster.call_deadline_s
+    limits = Thresholds(config.cluster.stall_warning_s or deadline_s, deadline_s) if over_ray else Thresholds()
+    cluster = with_learners(open_cluster(config.cluster, folder.run_id), config)
+    watch = WatchedCluster(cluster, limits, folder.path / "stalls", observer.say)
+    export = LiveMetrics(folder.path.name).show if over_ray else lambda _: None
+    status = Status(folder.path / STATUS_FILE, watch, config.learning.updates, export)
+    watch.refresh = status.refresh
+    return watch, status
 
 
 def _checkpoint(driver: Driver, folder: RunFolder) -> None:
@@ -183,3 +215,5 @@ def dry_run(config: RunConfig, config_text: str, say: Callable[[str], None] = pr
     say(config_text)
     say(json.dumps(needs(config, checked.architecture), indent=2))
     say(f"{len(checked.prompts.train)} training and {len(checked.prompts.heldout)} held-out prompts")
+    for sentence in checked.said:
+        say(sentence)

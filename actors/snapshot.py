@@ -10,6 +10,7 @@ from actors.cluster import ask
 from engine.errors import CheckpointError
 from engine.faults import reach
 from engine.learn.checkpoint import newest_checkpoint, prune, read_checkpoint, write_checkpoint
+from engine.records.arrival import Resumed
 from engine.records.codec import decode, encode
 from engine.run_folder import write_atomically
 
@@ -68,6 +69,7 @@ def restore(driver: Driver, root: Path) -> None:
     driver.judging.correct = {int(key): value for key, value in state["correct"].items()}
     driver.training.members = {int(key): tuple(value) for key, value in state["members"].items()}
     driver.training.batches = state["batches"]
+    driver.note(Resumed(driver.controller.version))
 
 
 def next_lineage(root: Path, after: int) -> int:

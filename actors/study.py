@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,9 @@ def study(driver: Driver) -> None:
         driver.heed_stop()
         if driver.over:
             return
-        driver.later(learned, "learner", "study", path)
+        driver.turns.to_learner(partial(driver.later, learned, "learner", "study", path))
+        if driver.turns.learning:
+            driver.wait_for("evaluator")  # which leaves a shared device first
         driver.wait_for("learner")
     if not driver.over:
         # Some update was not finite, so that more files than versions are behind us.

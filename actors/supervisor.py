@@ -1,14 +1,16 @@
 """The supervisor: starts actors, and alone restarts them, within a limit.
 
 A generator or a judge that dies is replaced under a new incarnation name, so that nothing its
-predecessor still says is believed. The learner and replay hold what cannot be made again; their death
+predecessor still says is believed; where the cluster has no room for the new one, the others go on without
+it, if it was a generator and not the last. The learner and replay hold what cannot be made again; their death
 ends this life of the run, and the next one resumes from the newest checkpoint.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from actors.cluster import Cluster, ask
@@ -16,8 +18,9 @@ from actors.generator import Generator
 from actors.judge import Judge
 from actors.learner import Learner
 from actors.replay import Replay
+from engine.config.cluster import WeightChannelKind
 from engine.config.run import Only, RunConfig
-from engine.errors import ActorError
+from engine.errors import ActorError, ClusterError
 
 REPLACEABLE = ("generator", "evaluator", "judge")
 
@@ -72,21 +75,42 @@ class Supervisor:
 
         Raises:
             ActorError: one did not answer within ``cluster.start_deadline_s``.
+            ClusterError: there is no room for them, or they live on machines that do not share what they must.
         """
         config = self._config
         shared = {"config": config, "folder": self._folder, "run_id": self._run_id}
-        threads = config.cluster.threads
+        samples = config.train.only is not Only.learn
+        roles = [f"generator-{i}" for i in range(config.generator.num_generators)] if samples else []
+        self._cluster.reserve(["replay", "learner", "judge", "evaluator", *roles])
         self._cluster.start("replay", Replay, {"config": config})
         self._cluster.start("learner", Learner, {**shared, "dumps": self._dumps},
-                            cpus=config.cluster.learner_cpus, threads=threads.learner)
+                            threads=config.cluster.threads.learner)
         self.judge = self._start("judge")
         self.evaluator = self._start("evaluator")
-        if config.train.only is not Only.learn:
-            self.generators = [
-                self._start(f"generator-{i}") for i in range(config.generator.num_generators)
-            ]
+        self.generators = [self._start(role) for role in roles]
         for name in ("replay", "learner", self.judge, self.evaluator, *self.generators):
             ask(self._cluster, name, "metrics", deadline_s=config.cluster.start_deadline_s)
+        self._check_machines([self.evaluator, *self.generators])
+
+    def _check_machines(self, samplers: Sequence[str]) -> None:
+        """Refuse what works on one machine only where there are several."""
+        run_folder = Path(self._config.run.dir).absolute()
+        home, shared = self._cluster.look("learner", run_folder)
+        if not shared:
+            raise ClusterError(
+                f"the learner lives on machine {home}, where run.dir={self._config.run.dir!r} is missing: put it on "
+                "a file system that all machines share, checkpoints are written there"
+            )
+        channel = self._config.weights.channel
+        if channel not in (WeightChannelKind.shared_memory, WeightChannelKind.cuda_ipc):
+            return
+        for name in samplers:
+            machine, _ = self._cluster.look(name, run_folder)
+            if machine != home:
+                raise ClusterError(
+                    f"{name} lives on machine {machine}, the learner on {home}: weights.channel={channel.value} "
+                    "ends at the border of a machine, choose weights=object_store"
+                )
 
     def _start(self, role: str) -> str:
         self._incarnations[role] = self._incarnations.get(role, 0) + 1
@@ -101,7 +125,7 @@ class Supervisor:
             "config": config, "name": name, "folder": self._folder, "run_id": self._run_id,
             "slots": config.evaluation.slots if evaluates else config.generator.slots, "threads": count,
         }
-        self._cluster.start(name, Generator, arguments, cpus=config.cluster.generator_cpus, threads=count)
+        self._cluster.start(name, Generator, arguments, threads=count)
         return name
 
     def replaced(self, name: str) -> bool:
@@ -110,22 +134,41 @@ class Supervisor:
         return bool(number) and int(number) < self._incarnations[role]
 
     def replace(self, error: ActorError) -> str:
-        """End what is left of an actor and start its successor; returns the new name.
+        """End what is left of an actor and start its successor.
+
+        A successor that dies on the way, since its node was leaving too, is replaced in its turn.
+
+        Returns:
+            The new name; empty for a generator without which the others go on, since there is no room.
 
         Raises:
             ActorError: it is not replaceable, or the limit of restarts is reached.
+            ClusterError: there is no room for an actor without which nothing goes on.
         """
         role = error.actor.partition("#")[0]
         if not role.startswith(REPLACEABLE):
             raise error
-        self._restarts.allow(error)
-        self._cluster.kill(error.actor)
-        name = self._start(role)
+        others = [name for name in self.generators if name != error.actor]
+        while True:
+            self._restarts.allow(error)
+            self._cluster.kill(error.actor)
+            try:
+                name = self._start(role)
+                ask(self._cluster, name, "metrics", deadline_s=self._config.cluster.start_deadline_s)
+                break
+            except ActorError as again:
+                error = again
+            except ClusterError:
+                if not role.startswith("generator") or not others:
+                    raise
+                self.generators = others
+                return ""
         if role == "judge":
             self.judge = name
-        elif role == "evaluator":
+            return name
+        if role == "evaluator":
             self.evaluator = name
         else:
-            self.generators = [name if old == error.actor else old for old in self.generators]
-        ask(self._cluster, name, "metrics", deadline_s=self._config.cluster.start_deadline_s)
+            self.generators = [name if old.partition("#")[0] == role else old for old in self.generators]
+        self._check_machines([name])
         return name

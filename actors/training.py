@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 
 from engine.config.run import Only
 from engine.faults import reach
+from engine.records import arrival
 from engine.records import event as ev
 from engine.records.manifest import Manifest
 from engine.records.trajectory import DropReason
 from engine.records.update import UpdateReport
+from engine.replay.selection_bias import STALE, LeftGroup
 
 if TYPE_CHECKING:
     from actors.driver import Driver
@@ -41,14 +43,20 @@ class Training:
         """Hand complete groups to the learner; over Ray they pass from replay without the driver."""
         driver, ids = self._driver, command.group_ids
         for group_id in ids:
-            prompt_id = driver.controller.roster.groups[group_id].prompt_id
+            group = driver.controller.roster.groups[group_id]
             correct = driver.judging.forget(self.members[group_id])
-            driver.draw.observe(prompt_id, sum(correct) / len(correct), len(correct))
+            driver.draw.observe(group.prompt_id, sum(correct) / len(correct), len(correct))
+            age = driver.controller.version.updates - group.oldest
+            lost = STALE if age > driver.config.schedule.max_staleness else ""
+            lengths = [member.length for member in group.members]
+            self._left(group.prompt_id, lengths, correct, lost, age)
         groups = driver.cluster.call("replay", "take", ids, driver.controller.version.updates)
         if self._records:
             driver.later(lambda tokens: self._recorded(ids, tokens), "learner", "record", self.batches, groups)
         else:
-            driver.later(lambda answer: self.updated(ids, *answer), "learner", "update", groups)
+            driver.turns.to_learner(
+                lambda: driver.later(lambda answer: self.updated(ids, *answer), "learner", "update", groups)
+            )
 
     def updated(self, group_ids: tuple[int, ...], report: UpdateReport, manifest: Manifest | None) -> None:
         """The learner finished an update: book it, then let the controller go on."""
@@ -57,13 +65,16 @@ class Training:
         if report.committed:
             driver.ledger.consume(ids, report.carried_tokens, report.masked_tokens)
             self.manifest = manifest
+            driver.note(arrival.Committed(report.version, "" if manifest is None else manifest.digest))
             # Before the controller hears of it, which may write a checkpoint at once.
-            driver.observer.updated(report, len(ids), driver.replay("metrics") | driver.ledger.metrics())
+            metrics = driver.replay("metrics") | driver.ledger.metrics() | driver.turns.metrics()
+            driver.observer.updated(report, len(ids), metrics)
         else:
             driver.observer.say("the update was not finite and is not committed; its groups are dropped")
             driver.ledger.drop(ids, DropReason.non_finite)
         driver.ledger.check()
-        driver.feed(ev.Updated(report.version, report.committed))
+        driver.turns.to_generators()
+        driver.feed(ev.Updated(report.version, report.committed, driver.time_is_up))
         reach("driver.updated")
         if report.committed:
             driver.evaluator.consider(report.version, manifest)
@@ -80,6 +91,14 @@ class Training:
 
     def _leave(self, group_ids: tuple[int, ...]) -> list[int]:
         return [key for group_id in group_ids for key in self.members.pop(group_id)]
+
+    def _left(self, prompt_id: str, lengths: list[int], correct: list[bool], lost: str, age: int = 0) -> None:
+        """A group was trained or lost: the meter of selection bias hears of it."""
+        prompt = self._driver.prompts.by_id[prompt_id]
+        self._driver.observer.selection.left(LeftGroup(
+            length=sum(lengths) / len(lengths), success=sum(correct) / len(correct) if correct else None,
+            labels=(prompt.kind, *prompt.tags), age=age, lost=lost,
+        ))
 
     def published(self, _: ev.Publish) -> None:
         """The learner wrote the weights with its update; generators learn of them now."""
@@ -99,9 +118,10 @@ class Training:
     def drop(self, command: ev.DropGroup) -> None:
         """A group leaves without being trained."""
         driver = self._driver
-        driver.replay("forget", command.group_id)
+        lengths = driver.replay("forget", command.group_id)
         members = self.members.pop(command.group_id)
-        driver.judging.forget(members)
+        correct = driver.judging.forget(members)
+        self._left(command.prompt_id, list(lengths.values()), correct, command.reason.value)
         driver.ledger.drop(members, command.reason)
         if command.quarantine:
             driver.draw.quarantine(command.prompt_id)

@@ -78,6 +78,30 @@ def room_for(
     return max(room, 0)
 
 
+def batch_is_legal(
+    complete: Mapping[int, int], groups: Mapping[int, int], next_version: int, bound: int, batch_groups: int,
+) -> bool:
+    """Whether the oldest complete groups may be trained now: what :func:`choose_batch` asks, from counts alone.
+
+    Args:
+        complete: oldest version -> complete groups.
+        groups: oldest version -> outstanding groups, the complete ones included.
+        next_version: version that the update trains.
+        bound: largest staleness in versions.
+        batch_groups: groups of one update.
+
+    Example:
+        >>> batch_is_legal({0: 1, 1: 1}, {0: 2, 1: 1}, next_version=1, bound=1, batch_groups=1)
+        False
+    """
+    stay, room = Counter(groups), batch_groups
+    for version in sorted(complete):
+        taken = min(complete[version], room)
+        stay[version] -= taken
+        room -= taken
+    return feasible(+stay, next_version + 1, bound, batch_groups)
+
+
 def choose_batch(
     complete: Sequence[tuple[int, int]], groups: Mapping[int, int], next_version: int, bound: int,
     batch_groups: int, enforce: bool = True,

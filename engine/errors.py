@@ -71,6 +71,10 @@ class RunFolderError(PeriluneError):
     """A run folder that exists, cannot be written, or has no room left."""
 
 
+class DivergedError(PeriluneError):
+    """A recorded run that did not repeat: where the two part, and what came instead."""
+
+
 class ActorError(PeriluneError):
     """An actor that died or did not answer: which one, during what, and what was tried."""
 

@@ -2,8 +2,8 @@
 
 ::
 
-    config.yaml  summary.json  metrics.jsonl  samples.jsonl (+ samples.1.jsonl)
-    ledger.msgpack  arrivals.msgpack  checkpoints/  model/  rollouts/
+    config.yaml  summary.json  metrics.jsonl  trace.json  samples.jsonl (+ samples.1.jsonl)
+    ledger.msgpack  arrivals.msgpack  checkpoints/  model/  rollouts/  status.json  stalls/
 
 ``config.yaml`` is the marker: only a folder that carries one is resumed or overwritten, so a mistyped
 ``run.dir`` costs nobody a file.
@@ -145,6 +145,7 @@ class RunFolder:
         self._max_sample_bytes = section.max_sample_mib * 2**20
         self.config_file = path / MARKER
         self.metrics_file = path / "metrics.jsonl"
+        self.trace_file = path / "trace.json"
         self.ledger_file = path / "ledger.msgpack"
         self.arrivals_file = path / "arrivals.msgpack"
         self.samples_file = path / "samples.jsonl"

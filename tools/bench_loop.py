@@ -1,4 +1,4 @@
-"""Measure the loop: updates beside TRL, decoding beside transformers and vLLM, publishing, several learners.
+"""Measure the loop: steps and sequences beside TRL, transformers, vLLM and our own references; what a trace costs.
 
 ``python -m tools.bench_loop --json results.json``; every comparison takes turns within one run, A B A B.
 Ratios above 1 mean that Perilune is the quicker one.
@@ -25,11 +25,11 @@ from transformers.utils import logging
 
 from engine.errors import PeriluneError
 from engine.models.packaged_model import packaged_model_folder
-from tools.bench import controller, decode_bound, generate, learners, publish, update
+from tools.bench import controller, decode_bound, generate, learner, learners, publish, sampler, trace, update
 from tools.bench.subject import SMALL, Amounts, Subject, small_model
 from tools.bench.timing import load_average, machine, show
 
-SUBJECTS = ("controller", "publish", "bound", "generate", "update", "learners")
+SUBJECTS = ("controller", "publish", "bound", "sampler", "generate", "learner", "update", "learners", "trace")
 
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -54,9 +54,12 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "controller": lambda: controller.measure(subject.amounts.trajectories, asked.repeats),
         "publish": lambda: publish.measure(subject, asked.repeats),
         "bound": lambda: decode_bound.measure(subject, asked.repeats),
+        "sampler": lambda: sampler.measure(subject, asked.repeats),
         "generate": lambda: generate.measure(subject, asked.repeats, asked.vllm_python),
+        "learner": lambda: learner.measure(subject, asked.repeats),
         "update": lambda: update.measure(subject, asked.repeats, asked.trl_rows),
         "learners": lambda: learners.measure(subject, asked.repeats),
+        "trace": lambda: _traced(asked),
     }
     results: dict[str, Any] = {"machine": machine(), "model": folder.name}
     show(results)
@@ -66,6 +69,11 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         show(found)
         results |= found
     return results
+
+
+def _traced(asked: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        return trace.measure(Path(scratch), asked.repeats, asked.small)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

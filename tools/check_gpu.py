@@ -43,6 +43,7 @@ PARTS: dict[str, Part] = {
     "head": Part((PYTHON, "-m", "tools.bench.gpu_head"), 180, reports=True),
     "rows": Part((PYTHON, "-m", "tools.bench.gpu_rows"), 120, reports=True),
     "packed": Part((PYTHON, "-m", "tools.bench.gpu_packed"), 90, reports=True),
+    "loop": Part((PYTHON, "-m", "tools.bench.gpu_loop"), 90, reports=True),
     "nccl": Part((PYTHON, "-m", "tools.bench.gpu_nccl"), 100, reports=True),
 }
 

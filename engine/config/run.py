@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from engine.config.base import Config, require
-from engine.config.cluster import ClusterConfig, ClusterKind, WeightsConfig
+from engine.config.cluster import ClusterConfig, ClusterKind, Placement, WeightChannelKind, WeightsConfig
 from engine.config.learning import Baseline, LearningConfig, LossConfig, MirrorDescentConfig
 from engine.config.model import ModelConfig, ModelSource
 from engine.config.prompts import PromptsConfig
@@ -48,6 +48,15 @@ class RunSection(Config):
     """Size at which samples.jsonl is rotated."""
     dump_rollouts: bool = False
     """Write every consumed group to rollouts/, readable by train.only=learn."""
+    trace: bool = True
+    """Write trace.json: who did what, when, and who waited for what; open it with ui.perfetto.dev."""
+    max_trace_mib: int = 64
+    """Size at which trace.json stops growing."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(self.max_trace_mib >= 1, "run.max_trace_mib", self.max_trace_mib,
+                "give at least 1 MiB, or run.trace=false")
 
 
 @dataclass
@@ -134,6 +143,8 @@ class RunConfig(Config):
                 f"the longest response takes {rounds} rounds, so finished siblings of slow "
                 f"trajectories would lose their loss; give at least {rounds - 1}, or a larger "
                 "schedule.round_budget_tokens")
+        if self.cluster.placement is Placement.colocated:
+            self._check_turns()
         context = self.generator.context_tokens
         need = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
         require(context == 0 or context >= need, "generator.context_tokens", context,
@@ -155,3 +166,12 @@ class RunConfig(Config):
         require(count <= fewest, key, count,
                 f"an optimiser step has {fewest} trajectories and none is split: give at most {fewest}, or a "
                 "larger schedule.batch_groups")
+
+    def _check_turns(self) -> None:
+        """Generators and learner must be able to take turns on a device."""
+        require(self.schedule.rounds, "cluster.placement", "colocated",
+                "with schedule=async generators sample while the learner learns, so they cannot take turns on a "
+                "device; choose schedule=iterative, which cuts at the round budget, schedule=sync, or disaggregated")
+        require(self.weights.channel is not WeightChannelKind.nccl, "weights.channel", "nccl",
+                "NCCL refuses two processes on one GPU, as colocated generators and learner are; choose "
+                "weights=shared_memory or weights=object_store")

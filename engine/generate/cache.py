@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,11 +35,11 @@ class SlotTable:
     newest token has no key yet.
     """
 
-    def __init__(self, keys: Tensor, values: Tensor) -> None:
-        self.keys = keys
-        self.values = values
-        self.slots = keys.shape[1]
-        self.capacity = keys.shape[2]
+    def __init__(self, slots: int, capacity: int) -> None:
+        """Slots of so many tokens each; their keys lie where :meth:`hold` says."""
+        self.keys = self.values = torch.empty(0)
+        self.slots = slots
+        self.capacity = capacity
         self.tokens = np.zeros((self.slots, self.capacity + 1), np.int64)
         self.logprobs = np.zeros((self.slots, self.capacity + 1), np.float32)
         self.length = np.zeros(self.slots, np.int64)
@@ -46,6 +47,16 @@ class SlotTable:
         self.filled = np.zeros(self.slots, np.int64)
         self.occupied = np.zeros(self.slots, bool)
         self._prompt: list[bytes] = [b""] * self.slots
+
+    def hold(self, keys: Tensor, values: Tensor) -> None:
+        """Take over a cache, each [layers, S, C, heads, d], in which no key is valid yet."""
+        assert keys.shape[1:3] == (self.slots, self.capacity), "a cache of another size"
+        self.keys, self.values = keys, values
+
+    def drop_keys(self) -> None:
+        """Let go of the cache; no key is valid any more."""
+        self.keys = self.values = torch.empty(0)
+        self.forget_keys()
 
     def free(self) -> list[int]:
         """Free slots, lowest first."""

@@ -18,7 +18,6 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from engine.config.rollout import RepetitionConfig
@@ -26,11 +25,12 @@ from engine.config.schedule import InFlight
 from engine.errors import ConfigError
 from engine.generate.cache import ParkedSlots, SlotTable
 from engine.generate.partial import OpenTrajectory
+from engine.generate.passes import Passes
 from engine.generate.repetition import RepetitionWatch
-from engine.generate.sampler import StagedWeights
+from engine.generate.sampler import Abilities, StagedWeights
 from engine.generate.stop import StopRule
 from engine.models.decoder import Decoder
-from engine.ops.sample import random_key, sample
+from engine.ops.sample import random_key
 from engine.records.trajectory import FinishReason
 from engine.records.version import PolicyVersion
 from engine.records.work import Delivery, Request
@@ -45,8 +45,11 @@ _NO_WEIGHTS = PolicyVersion(0, -1)
 class NativeSampler:
     """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
 
+    abilities = Abilities(counter_streams=True, equal_bits=True)
+
     def __init__(self, decoder: Decoder, slots: int, prefill_tokens: int, *, context_tokens: int,
-                 stop_ids: Iterable[int], repetition: RepetitionConfig, seed: int, park: bool = False) -> None:
+                 stop_ids: Iterable[int], repetition: RepetitionConfig, seed: int, park: bool = False,
+                 asleep: bool = False) -> None:
         """Allocate slots; nothing is admitted before weights arrived by :meth:`swap`.
 
         Args:
@@ -58,11 +61,12 @@ class NativeSampler:
             repetition: when a response is looping.
             seed: of the run; part of every random key.
             park: a cut trajectory's keys wait in its slot; it goes on over them if they are still there.
+            asleep: allocate no cache before :meth:`wake`; the decoder is bare then.
         """
         self._decoder = decoder
-        self._prefill_tokens = prefill_tokens
         self._seed = seed
-        self._table = SlotTable(*decoder.allocate(slots, context_tokens))
+        self._table = SlotTable(slots, context_tokens)
+        self._passes = Passes(decoder, self._table, prefill_tokens)
         self._parked = ParkedSlots(self._table, park)
         self._stop = StopRule(stop_ids, decoder.config.vocab_size)
         self._watch = RepetitionWatch(repetition, slots) if repetition.enabled else None
@@ -73,10 +77,27 @@ class NativeSampler:
         self._temperature = np.zeros(slots, np.float32)
         self._limit = np.zeros(slots, np.int64)
         self._cut_length = np.zeros(slots, np.int64)
-        self._rows = torch.arange(slots)
         self._counts: Counter[str] = Counter()
         self.version = _NO_WEIGHTS
         self.digest = ""
+        if not asleep:
+            self._passes.open()
+
+    # ---- turns on a device that others use too -------------------------------------------------
+
+    def sleep(self) -> None:
+        """Free cache and weights, parked keys too; every slot must be empty."""
+        assert self.idle, "whoever sleeps holds no work"
+        assert self._pending is None, "weights wait for slots to empty"
+        self._parked.clear()
+        self._passes.sleep()
+        self.version, self.digest = _NO_WEIGHTS, ""
+
+    def wake(self) -> None:
+        """Allocate cache and weights again; the next :meth:`swap` fills these."""
+        self._passes.wake()
+
+    # ---- trajectories --------------------------------------------------------------------------
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue requests, all or none.
@@ -168,7 +189,7 @@ class NativeSampler:
         ready = self._table.ready()
         if len(ready) == 0:
             return []
-        tokens, logprobs = self._decode(ready)
+        tokens, logprobs = self._passes.decode(ready, self._keys, self._temperature)
         table = self._table
         table.filled[ready] += 1
         table.tokens[ready, table.length[ready]] = tokens
@@ -186,36 +207,15 @@ class NativeSampler:
     def _settle(self, ready: NDArray[np.int64], tokens: NDArray[np.int64]) -> list[Delivery]:
         table = self._table
         lengths = table.length[ready] - table.prompt_length[ready]
-        looping = np.zeros(len(ready), bool)
-        if self._watch is not None:
-            looping = self._watch.observe(tokens, ready)
+        looping = np.zeros(len(ready), bool) if self._watch is None else self._watch.observe(tokens, ready)
         limits = self._limit[ready]
         ended = self._stop.candidates(tokens, lengths, limits, looping)
         cut = lengths >= self._cut_length[ready]
         deliveries = []
         for row in np.flatnonzero(ended | cut):
-            token, length, limit = int(tokens[row]), int(lengths[row]), int(limits[row])
-            reason = self._stop.reason(token, length, limit, bool(looping[row]))
+            reason = self._stop.reason(int(tokens[row]), int(lengths[row]), int(limits[row]), bool(looping[row]))
             deliveries.append(self._leave(int(ready[row]), reason))
         return deliveries
-
-    def _decode(self, ready: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        table = self._table
-        position = np.full(table.slots, -1, np.int64)
-        position[ready] = table.length[ready] - 1
-        newest = np.zeros(table.slots, np.int64)
-        newest[ready] = table.tokens[ready, table.length[ready] - 1]
-        hidden = self._decoder.forward(
-            torch.from_numpy(newest), self._rows, torch.from_numpy(position), table.keys, table.values
-        )
-        drawn = np.zeros(table.slots, np.float32)
-        drawn[ready] = self._temperature[ready]
-        counter = (table.length - table.prompt_length).clip(min=0)
-        token, logprob = sample(
-            hidden, self._decoder.head, torch.from_numpy(drawn), torch.from_numpy(self._keys),
-            torch.from_numpy(counter),
-        )
-        return token.numpy()[ready], logprob.numpy()[ready]
 
     def _prefill(self) -> None:
         """Prefill what is due, in passes, until at least half of the occupied slots are ready."""
@@ -241,15 +241,10 @@ class NativeSampler:
         return [slot for slot in self._open if slot in lacking]
 
     def _prefill_pass(self, unready: list[int]) -> None:
-        table = self._table
-        work = table.plan_prefill(unready, self._prefill_tokens)
-        self._decoder.forward(
-            torch.from_numpy(work.tokens), torch.from_numpy(work.slots), torch.from_numpy(work.positions),
-            table.keys, table.values,
-        )
+        work = self._passes.prefill(unready)
         self._counts["prefill_passes"] += 1
         for slot, (first, count) in work.spans.items():
-            table.filled[slot] += count
+            self._table.filled[slot] += count
             for cause, keys in self._open[slot].prefill_causes(first, count).items():
                 self._counts[f"prefilled_{cause}_tokens"] += keys
 
@@ -296,4 +291,4 @@ class NativeSampler:
         """Drop all slots and the cache."""
         self._open.clear()
         self._waiting.clear()
-        self._table.keys = self._table.values = torch.empty(0)
+        self._table.drop_keys()

@@ -14,6 +14,7 @@ from engine.config.learning import OptimiserConfig, Schedule
 from engine.errors import CheckpointError
 from engine.models.ranks import ALONE, Ranks
 from engine.models.sharding import Gathered, is_sharded, local, rows_here
+from engine.trace import spanned
 
 
 class MasterOptimiser:
@@ -91,6 +92,7 @@ class MasterOptimiser:
         shape = 1.0 - progress if linear else 0.5 * (1.0 + math.cos(math.pi * progress))
         return config.learning_rate * (config.final_fraction + (1.0 - config.final_fraction) * shape)
 
+    @spanned("optimiser")
     def step(self) -> float:
         """Clip, step, round the working weights; returns the gradient norm before clipping.
 
@@ -114,6 +116,15 @@ class MasterOptimiser:
             self.steps += 1
         self.discard()
         return norm
+
+    @torch.no_grad()
+    def to(self, device: torch.device) -> None:
+        """Take master weights and moments along to a device; those that are the working weights moved with these."""
+        for master, working in zip(self._master, self._working, strict=True):
+            master.data = local(working.detach()) if self._sharded else master.data.to(device)
+        for state in self._adam.state.values():
+            for name, value in state.items():
+                state[name] = value.to(device) if isinstance(value, Tensor) else value
 
     def discard(self) -> None:
         """Drop the gradients collected so far."""

@@ -7,7 +7,8 @@ rows a trajectory shares changes neither its loss nor its gradient, only the spe
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,6 +60,16 @@ class PackedRow:
     """[M] int64, 0 .. N-1, ascending."""
     samples: tuple[Sample, ...]
     """N samples of this row, in order."""
+
+    def to(self, device: torch.device) -> PackedRow:
+        """The row with its tensors on a device; the same one where they are there."""
+        if self.tokens.device == device:
+            return self
+        moved: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            moved[name] = value.to(device) if isinstance(value, Tensor) else value
+        return PackedRow(**moved)
 
 
 Cluster = list[Sample]

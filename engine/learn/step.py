@@ -8,52 +8,35 @@ changes nothing; an update in which every step was so is not committed.
 from __future__ import annotations
 
 import math
-import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from engine.config.cluster import Placement
 from engine.config.run import RunConfig
 from engine.config.schedule import Straggler
 from engine.errors import NonFiniteError
 from engine.learn.batch import Accounts, LossRule, samples_of
+from engine.learn.forward import score_row
 from engine.learn.optimiser import MasterOptimiser
 from engine.learn.packing import PackedRow, Sample, pack
 from engine.learn.split import split
+from engine.learn.together import added_up, shares
 from engine.losses.objective import LossInputs, LossScale, build_loss, mean_metrics
-from engine.models.policy import head_weight, hidden_states
+from engine.models.device import give_back, torch_device
 from engine.models.ranks import ALONE, Ranks
-from engine.models.sharding import as_one_forward
-from engine.ops.token_logprob import token_logprob
 from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
+from engine.trace import now, span, spanned
 
 MAX_NON_FINITE_UPDATES = 3
-
-
-def score_row(network: Any, row: PackedRow, want_entropy: bool = False) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies of the loss-carrying tokens of a row: [M] and [M], fp32 nats.
-
-    Args:
-        network: from ``engine.models.policy``.
-        row: one micro-batch.
-        want_entropy: False leaves the entropies 0.
-    """
-
-    def forward() -> tuple[Tensor, Tensor]:
-        hidden = hidden_states(network, row.tokens, row.positions, row.blocks)
-        logprob, entropy, _ = token_logprob(
-            hidden, head_weight(network), row.target, row.inverse_temperature, rows=row.source,
-            want_entropy=want_entropy,
-        )
-        return logprob, entropy
-
-    return as_one_forward(network, forward)
 
 
 class LearnerCore:
@@ -78,6 +61,48 @@ class LearnerCore:
         self.version = PolicyVersion(0, 0)
         self._fixed_network = fixed_network
         self._non_finite = 0
+        self.device = torch_device(config.cluster.device)
+        self._takes_turns = config.cluster.placement is Placement.colocated
+        self._seconds: dict[str, float] = {}
+        if not self._takes_turns:
+            self.onload()
+        elif not ranks.alone:
+            self.offload()  # shards are made on the device
+
+    # ---- turns on a device that generators use too ---------------------------------------------
+
+    def onload(self) -> None:
+        """Bring weights and moments to the device."""
+        self._move(self.device)
+
+    def offload(self) -> None:
+        """Keep weights and moments in the host's memory, and leave the device to others."""
+        self._move(torch.device("cpu"))
+        give_back(self.device)
+
+    def _move(self, device: torch.device) -> None:
+        if not self.ranks.alone and next(self.network.parameters()).device == device:
+            return  # shards were made there
+        self.network.to(device)
+        if self._fixed_network is not None:
+            self._fixed_network.to(device)
+        self.optimiser.to(device)
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """On the device while this lasts; the seconds it took to come and go are kept."""
+        if not self._takes_turns:
+            yield
+            return
+        began = now()
+        self.onload()
+        self._seconds["hybrid/onload_seconds"] = now() - began
+        try:
+            yield
+        finally:
+            began = now()
+            self.offload()
+            self._seconds["hybrid/offload_seconds"] = now() - began
 
     # ---- one update ----------------------------------------------------------------------------
 
@@ -92,8 +117,14 @@ class LearnerCore:
             NonFiniteError: a reward is not finite, or several updates in a row had no finite step.
         """
         assert groups, "an update consumes at least one group"
-        began = time.time()
+        began = now()
         self.ranks.lap()
+        with self._turn():
+            report = self._update(groups)
+        return replace(report, metrics={**report.metrics, **self._seconds}, busy=(began, now()))
+
+    def _update(self, groups: Sequence[Group]) -> UpdateReport:
+        began = now()
         accounts = Accounts()
         batches = samples_of(groups, self.loss, self.config.reward, self._rule(), accounts)
         if self.config.learning.reset_optimiser:
@@ -111,23 +142,11 @@ class LearnerCore:
         self._guard(committed, groups)
         if committed:
             self.version = self.version.next()
-        metrics = self._metrics(sums, norms, rate, accounts) | self._shares([rows for rows, _ in packed])
+        metrics = self._metrics(sums, norms, rate, accounts) | shares(self.ranks, [rows for rows, _ in packed])
         return UpdateReport(
             self.version, committed, accounts.carried, dict(accounts.masked), metrics,
-            dict(accounts.staleness), (began, time.time()),
+            dict(accounts.staleness), (began, now()),
         )
-
-    def _shares(self, packed: list[list[PackedRow]]) -> dict[str, float]:
-        """How evenly the ranks were loaded; nothing to say of one alone."""
-        if self.ranks.alone:
-            return {}
-        own = sum(len(row.tokens) for rows in packed for row in rows if row.samples)
-        told = self.ranks.gather([own, self.ranks.lap()])
-        tokens, waited = zip(*told, strict=True)
-        return {
-            "learn/rank_tokens_min": float(min(tokens)), "learn/rank_tokens_max": float(max(tokens)),
-            "learn/rank_wait_seconds_min": min(waited), "learn/rank_wait_seconds_max": max(waited),
-        }
 
     @staticmethod
     def _metrics(sums: dict[str, float], norms: list[float], rate: float,
@@ -168,6 +187,7 @@ class LearnerCore:
         bounds = [round(index * len(batches) / steps) for index in range(steps + 1)]
         return [batches[start:stop] for start, stop in pairwise(bounds)]
 
+    @spanned("pack")
     def _rows(self, minibatch: list[list[Sample]], first: bool,
               accounts: Accounts) -> tuple[list[PackedRow], LossScale]:
         """Rows that this rank forwards, and the sizes of the whole minibatch."""
@@ -176,9 +196,9 @@ class LearnerCore:
         scale = LossScale(len(minibatch), len(samples), tokens, self.config.rollout.samples_per_prompt)
         learning = self.config.learning
         skip = learning.skip_zero_advantage and self.loss.skips_zero_advantage(first)
-        shares = split(accounts.settle(samples, skip), self.ranks.size, learning.row_tokens,
-                       learning.share_prompts, self.network.config.hidden_size)
-        return shares[self.ranks.rank], scale
+        parts = split(accounts.settle(samples, skip), self.ranks.size, learning.row_tokens,
+                      learning.share_prompts, self.network.config.hidden_size)
+        return [row.to(self.device) for row in parts[self.ranks.rank]], scale
 
     @torch.no_grad()
     def _reference(self, rows: list[PackedRow]) -> list[Tensor] | None:
@@ -214,27 +234,18 @@ class LearnerCore:
                 loss = 0.0 * (logprob.sum() + entropy.sum())
             if self.ranks.alone and not finite:
                 break
-            loss.backward()
+            with span("backward"):
+                loss.backward()
             self.optimiser.collect()
-        if not self._agreed(found, finite):
+        total, finite = added_up(self.ranks, found, finite)
+        if not finite:
             self.optimiser.discard()
             return math.nan
         norm = self.optimiser.step()
         if math.isfinite(norm):
-            for name, value in found.items():
+            for name, value in total.items():
                 sums[name] += value
         return norm
-
-    def _agreed(self, found: defaultdict[str, float], finite: bool) -> bool:
-        """Add up ``found`` over ranks; whether all of them were finite."""
-        if self.ranks.alone:
-            return finite
-        told = self.ranks.gather([finite, found])
-        found.clear()
-        for _, values in told:
-            for name, value in values.items():
-                found[name] += value
-        return all(fine for fine, _ in told)
 
     @torch.no_grad()
     def _fixed(self, row: PackedRow) -> Tensor | None:
@@ -246,12 +257,14 @@ class LearnerCore:
 
     def _inputs(self, row: PackedRow, logprob: Tensor, entropy: Tensor, reference: Tensor | None,
                 fixed: Tensor | None) -> LossInputs:
-        counts = torch.bincount(row.trajectory, minlength=len(row.samples))
+        # Counted on the host, where a GPU need not be waited for.
+        counts = torch.tensor([int(sample.carries_loss.sum()) for sample in row.samples]).to(self.device)
         return LossInputs(
             learner_logprob=logprob, behaviour_logprob=row.behaviour_logprob, reference_logprob=reference,
             fixed_logprob=fixed, entropy=entropy if self.loss.needs_entropy else None,
             trajectory=row.trajectory,
-            advantage=torch.tensor([sample.advantage for sample in row.samples]), num_tokens=counts,
+            advantage=torch.tensor([sample.advantage for sample in row.samples]).to(self.device),
+            num_tokens=counts,
         )
 
     @torch.no_grad()
@@ -262,9 +275,11 @@ class LearnerCore:
         """
         learning = self.config.learning
         found: dict[int, Tensor] = {}
-        for row in pack(samples, learning.row_tokens, learning.share_prompts):
-            parts = score_row(self.network, row)[0].split([int(s.carries_loss.sum()) for s in row.samples])
-            found.update({id(sample): part for sample, part in zip(row.samples, parts, strict=True)})
+        with self._turn():
+            for row in pack(samples, learning.row_tokens, learning.share_prompts):
+                logprobs = score_row(self.network, row.to(self.device))[0].cpu()
+                parts = logprobs.split([int(s.carries_loss.sum()) for s in row.samples])
+                found.update({id(sample): part for sample, part in zip(row.samples, parts, strict=True)})
         return [found[id(sample)] for sample in samples if id(sample) in found]
 
     # ---- state ---------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from engine.parallel import overwrite, share
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROTATIONS = ("default", "linear", "llama3", "yarn")
+_CPU = torch.device("cpu")
 
 
 @cache
@@ -42,11 +43,11 @@ class Product:
     product; here it happens once, when the weight arrives. The bits are those of ``functional.linear``.
     """
 
-    def __init__(self, rows: int, width: int, dtype: torch.dtype, bias: bool = False) -> None:
-        self._shape, self._dtype = (rows, width), dtype
-        self._packs = dtype is torch.bfloat16 and _packs_weights()
-        self._weight = torch.empty(0 if self._packs else rows, width, dtype=dtype)
-        self._bias = torch.empty(rows, dtype=dtype) if bias else None
+    def __init__(self, rows: int, width: int, like: Tensor, bias: bool = False) -> None:
+        self._shape, self._dtype = (rows, width), like.dtype
+        self._packs = like.dtype is torch.bfloat16 and like.device.type == "cpu" and _packs_weights()
+        self._weight = like.new_empty(0 if self._packs else rows, width)
+        self._bias = like.new_empty(rows) if bias else None
 
     def load(self, tensors: Mapping[str, Tensor], *names: str) -> None:
         """Take over the weights of the named modules, and their biases."""
@@ -71,20 +72,21 @@ class Product:
 class DecoderLayer:
     """Fused weights of one layer."""
 
-    def __init__(self, config: Any, dtype: torch.dtype) -> None:
+    def __init__(self, config: Any, like: Tensor) -> None:
+        """Allocate in the type and on the device of ``like``."""
         width, size = config.hidden_size, config.head_dim
         rows = (config.num_attention_heads + 2 * config.num_key_value_heads) * size
         family = config.model_type
         asked = bool(getattr(config, "attention_bias", False)) and family in ("llama", "qwen3")
         bias, head_norm = asked or family == "qwen2", family == "qwen3"
-        self.query_key_value = Product(rows, width, dtype, bias)
-        self.output = Product(width, config.num_attention_heads * size, dtype, asked)
-        self.gate_up = Product(2 * config.intermediate_size, width, dtype)
-        self.down = Product(width, config.intermediate_size, dtype)
-        self.attention_norm = torch.empty(width, dtype=dtype)
-        self.feed_forward_norm = torch.empty(width, dtype=dtype)
-        self.query_norm = torch.empty(size, dtype=dtype) if head_norm else None
-        self.key_norm = torch.empty(size, dtype=dtype) if head_norm else None
+        self.query_key_value = Product(rows, width, like, bias)
+        self.output = Product(width, config.num_attention_heads * size, like, asked)
+        self.gate_up = Product(2 * config.intermediate_size, width, like)
+        self.down = Product(width, config.intermediate_size, like)
+        self.attention_norm = like.new_empty(width)
+        self.feed_forward_norm = like.new_empty(width)
+        self.query_norm = like.new_empty(size) if head_norm else None
+        self.key_norm = like.new_empty(size) if head_norm else None
 
     def load(self, prefix: str, tensors: Mapping[str, Tensor]) -> None:
         """Copy one layer's named weights into the fused ones."""
@@ -157,8 +159,16 @@ def _check_architecture(config: Any, context_tokens: int) -> None:
 class Decoder:
     """A decoder-only network whose tokens name the slot and position they belong to."""
 
-    def __init__(self, config: Any, dtype: torch.dtype, context_tokens: int) -> None:
-        """Allocate weights for a transformers ``config``, and rotations for ``context_tokens`` positions.
+    def __init__(self, config: Any, dtype: torch.dtype, context_tokens: int,
+                 device: torch.device = _CPU, *, bare: bool = False) -> None:
+        """Rotations for ``context_tokens`` positions, and memory for the weights of a transformers ``config``.
+
+        Args:
+            config: of the network.
+            dtype: of weights and activations.
+            context_tokens: largest position and one.
+            device: that computes.
+            bare: leave the memory to :meth:`furnish`.
 
         Raises:
             ModelError: this forward would not repeat that network.
@@ -168,12 +178,25 @@ class Decoder:
         _check_architecture(config, context_tokens)
         self.config = config
         self.dtype = dtype
-        self.layers = [DecoderLayer(config, dtype) for _ in range(config.num_hidden_layers)]
-        self.embedding = torch.empty(config.vocab_size, config.hidden_size, dtype=dtype)
+        self.device = device
         self.tied = bool(config.tie_word_embeddings)
-        self.head = self.embedding if self.tied else torch.empty_like(self.embedding)
-        self.norm = torch.empty(config.hidden_size, dtype=dtype)
         self.cosine, self.sine = self._rotation(context_tokens)
+        self.strip()
+        if not bare:
+            self.furnish()
+
+    def strip(self) -> None:
+        """Let go of the weights and their memory."""
+        self.layers: list[DecoderLayer] = []
+        self.embedding = self.head = self.norm = torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def furnish(self) -> None:
+        """Allocate memory for weights, which :meth:`load` then fills."""
+        config, like = self.config, torch.empty(0, dtype=self.dtype, device=self.device)
+        self.layers = [DecoderLayer(config, like) for _ in range(config.num_hidden_layers)]
+        self.embedding = like.new_empty(config.vocab_size, config.hidden_size)
+        self.head = self.embedding if self.tied else torch.empty_like(self.embedding)
+        self.norm = like.new_empty(config.hidden_size)
 
     def _rotation(self, context_tokens: int) -> tuple[Tensor, Tensor]:
         """[C, 1, d] cosines and sines, from transformers' own rotary module so that scaling agrees."""
@@ -181,8 +204,10 @@ class Decoder:
 
         rotary = LlamaRotaryEmbedding(self.config)
         like = torch.empty(1, 1, dtype=self.dtype)
-        cosine, sine = rotary(like, torch.arange(context_tokens)[None])
-        return cosine[0][:, None].contiguous(), sine[0][:, None].contiguous()
+        # On the CPU wherever they go, so that no device turns a position by another angle.
+        parts = rotary(like, torch.arange(context_tokens)[None])
+        cosine, sine = (part[0][:, None].contiguous().to(self.device) for part in parts)
+        return cosine, sine
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy named weights in, converting to the decoder's type.
@@ -201,7 +226,8 @@ class Decoder:
         """Zeroed keys and values, each [layers, S, C, heads, d]."""
         config = self.config
         shape = (len(self.layers), slots, context_tokens, config.num_key_value_heads, config.head_dim)
-        return torch.zeros(shape, dtype=self.dtype), torch.zeros(shape, dtype=self.dtype)
+        made = partial(torch.zeros, shape, dtype=self.dtype, device=self.device)
+        return made(), made()
 
     @torch.no_grad()
     def forward(self, tokens: Tensor, slot: Tensor, position: Tensor, keys: Tensor,
@@ -209,7 +235,7 @@ class Decoder:
         """Run F tokens, write their keys and values, return [F, D] hidden states after the final norm.
 
         Args:
-            tokens: [F] int64 ids.
+            tokens: [F] int64 ids; like all others, on the decoder's device.
             slot: [F] int64 row of the cache that each token belongs to.
             position: [F] int64 position within its sequence; -1 marks a row that computes nothing real.
             keys: [layers, S, C, heads, d], written at (slot, position).

@@ -41,7 +41,7 @@ def shard(network: Any, ranks: Ranks, dtype: torch.dtype, trained: bool = True) 
     """Spread a network, equal on all ranks, over them; a collective.
 
     Args:
-        network: from ``engine.models.policy``, on the device that computes; changed in place.
+        network: from ``engine.models.policy``, on any device; changed in place, each part moves to the ranks' one.
         ranks: of this process; alone: nothing is done.
         dtype: type of forward and backward.
         trained: False for a network that only serves as an anchor, which is held in ``dtype``.

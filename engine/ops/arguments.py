@@ -23,6 +23,14 @@ def expect(condition: bool, argument: str, expected: str, came: object) -> None:
         raise ValueError(f"{argument}: expected {expected}, got {shown}")
 
 
+def expect_device(beside: Tensor, **arguments: Tensor | None) -> None:
+    """Raise ``ValueError`` unless every tensor that was given stands on the device of ``beside``."""
+    device = beside.device
+    for argument, tensor in arguments.items():
+        if tensor is not None and tensor.device != device:
+            expect(False, argument, f"a tensor on {device}", tensor.device)
+
+
 def expect_range(values: Tensor, argument: str, low: int, high: int) -> None:
     """Raise ``ValueError`` unless every value lies in low..high - 1; reads the values."""
     if values.numel():

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect, expect_range
+from engine.ops.arguments import expect, expect_device, expect_range
 from engine.ops.extension import register
 
 
@@ -46,6 +46,7 @@ def logits_logprob(
     expect(target.shape == (tokens,) and target.dtype == torch.int64, "target", f"[{tokens}] int64", target)
     fits = inverse_temperature.shape in ((1,), (tokens,)) and inverse_temperature.is_floating_point()
     expect(fits, "inverse_temperature", f"[{tokens}] or [1] floating point", inverse_temperature)
+    expect_device(logits, target=target, inverse_temperature=inverse_temperature)
     scale = inverse_temperature.detach().expand(tokens)
     if logits.dtype not in (torch.bfloat16, torch.float32):
         return logits_logprob_reference(logits, target, scale)

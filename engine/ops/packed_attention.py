@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.ops.arguments import expect
+from engine.ops.arguments import expect, expect_device
 from engine.ops.extension import available, register
 from engine.ops.varlen_attention import serves, varlen_attention
 
@@ -58,7 +58,7 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tens
     whole = bool(bounds) and bounds[0] == 0 and bounds[-1] == tokens and grows
     expect(whole, "cu_seqlens", f"rising from 0 to {tokens}", bounds)
     spans = [(start, end - start, 0, 0) for start, end in pairwise(bounds)]
-    return span_attention(query, key, value, torch.tensor(spans, dtype=torch.int32).view(-1, 4), scale)
+    return span_attention(query, key, value, torch.tensor(spans, dtype=torch.int32, device="cpu").view(-1, 4), scale)
 
 
 def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
@@ -79,8 +79,10 @@ def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, sca
         ValueError: an argument has the wrong shape, dtype or range.
     """
     _check_shapes(query, key, value)
+    expect_device(query, key=key, value=value)
     fits = spans.dim() == 2 and spans.shape[1] == 4 and spans.dtype == torch.int32
     expect(fits, "spans", "[spans, 4] int32", spans)
+    expect(spans.is_cpu or query.is_meta, "spans", "a tensor on the CPU", spans.device)
     expect(scale >= 0, "scale", "at least 0", scale)
     if available() and query.device.type in ("cpu", "meta") and query.dtype != torch.float64:
         output: Tensor = _op(query, key, value, spans, float(scale))[0]

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect
+from engine.ops.arguments import expect, expect_device
 from engine.ops.extension import register
 
 
@@ -100,13 +100,7 @@ def expect_cu_seqlens(cu_seqlens: Tensor, beside: Tensor | None = None) -> None:
     fits = cu_seqlens.dim() == 1 and cu_seqlens.dtype == torch.int32 and cu_seqlens.shape[0] > 0
     expect(fits, "cu_seqlens", "[S + 1] int32", cu_seqlens)
     if beside is not None:
-        expect_device(cu_seqlens, "cu_seqlens", beside)
-
-
-def expect_device(tensor: Tensor, argument: str, beside: Tensor) -> None:
-    """Raise ``ValueError`` unless both tensors stand on one device."""
-    if tensor.device != beside.device:
-        expect(False, argument, f"a tensor on {beside.device}", tensor.device)
+        expect_device(beside, cu_seqlens=cu_seqlens)
 
 
 def _expect_element(argument: str, tensor: Tensor) -> None:

@@ -16,9 +16,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect
+from engine.ops.arguments import expect, expect_device
 from engine.ops.extension import register
-from engine.ops.packed_rows import expect_device
 from engine.ops.segments import partition, segment_broadcast_reference, segment_sum_reference
 
 
@@ -82,7 +81,7 @@ def policy_gradient(
 def _expect_like(argument: str, tensor: Tensor, logprob: Tensor) -> None:
     if tensor.shape != logprob.shape or tensor.dtype != logprob.dtype:
         expect(False, argument, f"[{logprob.shape[0]}] of {logprob.dtype}", tensor)
-    expect_device(tensor, argument, logprob)
+    expect_device(logprob, **{argument: tensor})
 
 
 def policy_gradient_reference(

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect
+from engine.ops.arguments import expect, expect_device
 from engine.ops.extension import register
 
 _DTYPES = (torch.bfloat16, torch.float32)
@@ -56,6 +56,7 @@ def add_rms_norm(hidden: Tensor, update: Tensor, weight: Tensor, epsilon: float)
         ValueError: an argument has the wrong shape or dtype.
     """
     _check(hidden, weight)
+    expect_device(hidden, update=update)
     fits = update.shape == hidden.shape and update.dtype == hidden.dtype
     expect(fits, "update", f"{list(hidden.shape)} of {hidden.dtype}", update)
     result: tuple[Tensor, Tensor] = _add_op(hidden, update, weight, epsilon)
@@ -82,6 +83,7 @@ def _check(hidden: Tensor, weight: Tensor) -> None:
     expect(hidden.dtype in _DTYPES, "hidden", "bfloat16 or float32", hidden)
     fits = weight.shape == hidden.shape[-1:] and weight.dtype == hidden.dtype
     expect(fits, "weight", f"[{hidden.shape[-1]}] of {hidden.dtype}", weight)
+    expect_device(hidden, weight=weight)
 
 
 def _fake(hidden: Tensor, weight: Tensor, epsilon: float) -> Tensor:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect, expect_range
+from engine.ops.arguments import expect, expect_device, expect_range
 from engine.ops.extension import register
 
 
@@ -60,6 +60,8 @@ def rotate_and_store(
     expected = f"[{fused.shape[0]}] int64"
     for name, index in (("slot", slot), ("position", position)):
         expect(index.shape == fused.shape[:1] and index.dtype == torch.int64, name, expected, index)
+    expect_device(fused, cosine=cosine, sine=sine, slot=slot, position=position, key_cache=key_cache,
+                  value_cache=value_cache)
     result: Tensor = _op(fused, cosine, sine, slot, position, key_cache, value_cache)
     return result
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect
+from engine.ops.arguments import expect, expect_device
 from engine.ops.extension import register
 from engine.ops.token_logprob import check_head, token_logprob_reference
 
@@ -57,6 +57,7 @@ def sample(
         ("position", position, torch.int64),
     ):
         expect(value.shape == (tokens,) and value.dtype == dtype, name, f"[{tokens}] {dtype}", value)
+    expect_device(hidden, temperature=temperature, key=key, position=position)
     if hidden.dtype == torch.float64:
         return sample_reference(hidden, weight, temperature, key, position)
     result: tuple[Tensor, Tensor] = _op(hidden, weight, temperature, key, position)

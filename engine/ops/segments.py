@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect, expect_range
+from engine.ops.arguments import expect, expect_device, expect_range
 from engine.ops.extension import register
-from engine.ops.packed_rows import expect_cu_seqlens, expect_device, row_layout_reference, segment_lengths
+from engine.ops.packed_rows import expect_cu_seqlens, row_layout_reference, segment_lengths
 
 _REAL = (torch.float32, torch.float64)
 
@@ -121,7 +121,7 @@ def partition(beside: Tensor, tokens: torch.Size | None, segment: Tensor | None,
     expect(segment.dim() == 1 and segment.dtype == torch.int64, "segment", "[T] int64", segment)
     if tokens is not None and segment.shape != tokens:
         expect(False, "segment", f"{list(tokens)} int64", segment)
-    expect_device(segment, "segment", beside)
+    expect_device(beside, segment=segment)
     expect(num_segments is not None and num_segments >= 0, "num_segments", "the number of segments", num_segments)
     starts: Tensor = _offsets_op(segment, num_segments)
     return starts

@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect, expect_range
+from engine.ops.arguments import expect, expect_device, expect_range
 from engine.ops.extension import register
 
 
@@ -60,6 +60,7 @@ def slot_attention(
     expect(slot.shape == (tokens,) and slot.dtype == torch.int64, "slot", f"[{tokens}] int64", slot)
     fits = position.shape == (tokens,) and position.dtype == torch.int64
     expect(fits, "position", f"[{tokens}] int64", position)
+    expect_device(query, key_cache=key_cache, value_cache=value_cache, slot=slot, position=position)
     result: Tensor = _op(query, key_cache, value_cache, slot, position, float(scale))
     return result
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect, expect_range
+from engine.ops.arguments import expect, expect_device, expect_range
 from engine.ops.extension import cuda_available, register
 
 _BACKWARD_ROWS = 4096
@@ -65,17 +65,15 @@ def token_logprob(
     expect(target.shape == (tokens,) and target.dtype == torch.int64, "target", f"[{tokens}] int64", target)
     fits = inverse_temperature.shape in ((1,), (tokens,))
     expect(fits, "inverse_temperature", f"[{tokens}] or [1] float32", inverse_temperature)
+    expect_device(hidden, target=target, inverse_temperature=inverse_temperature, rows=rows)
     if hidden.dtype == torch.float64:
         chosen = hidden if rows is None else _chosen(hidden, rows)
         return token_logprob_reference(chosen, weight, target, inverse_temperature, want_entropy)
-    is_float = inverse_temperature.dtype == torch.float32
-    expect(is_float, "inverse_temperature", f"[{tokens}] or [1] float32", inverse_temperature)
+    fits = inverse_temperature.dtype == torch.float32
+    expect(fits, "inverse_temperature", f"[{tokens}] or [1] float32", inverse_temperature)
     scale = inverse_temperature.detach().expand(tokens).contiguous()
-    result: tuple[Tensor, Tensor, Tensor]
-    if rows is None:
-        result = _op(hidden, weight, target, scale, want_entropy)
-    else:
-        result = _rows_op(hidden, weight, target, scale, rows, want_entropy)
+    op, chosen_rows = (_op, ()) if rows is None else (_rows_op, (rows,))
+    result: tuple[Tensor, Tensor, Tensor] = op(hidden, weight, target, scale, *chosen_rows, want_entropy)
     return result
 
 
@@ -87,6 +85,7 @@ def check_head(hidden: Tensor, weight: Tensor) -> None:
     width = hidden.shape[1]
     fits = weight.dim() == 2 and weight.shape[1] == width and weight.shape[0] > 0
     expect(fits and weight.dtype == hidden.dtype, "weight", f"[V, {width}] of {hidden.dtype}", weight)
+    expect_device(hidden, weight=weight)
 
 
 def token_logprob_reference(

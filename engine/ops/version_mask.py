@@ -11,9 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect
+from engine.ops.arguments import expect, expect_device
 from engine.ops.extension import register
-from engine.ops.packed_rows import expect_device
 from engine.ops.segments import partition, segment_sum_reference
 
 
@@ -41,7 +40,7 @@ def version_mask(versions: Tensor, carries: Tensor, trained: int, max_staleness:
     expect(versions.dim() == 1 and versions.dtype == torch.int64, "versions", "[T] int64", versions)
     fits = carries.shape == versions.shape and carries.dtype == torch.bool
     expect(fits, "carries", f"[{versions.shape[0]}] bool", carries)
-    expect_device(carries, "carries", versions)
+    expect_device(versions, carries=carries)
     expect(max_staleness >= 0, "max_staleness", "at least 0", max_staleness)
     starts = partition(versions, versions.shape, segment, num_segments, cu_seqlens)
     result: tuple[Tensor, Tensor] = _op(versions, carries, starts, trained, max_staleness)

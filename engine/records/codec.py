@@ -16,7 +16,7 @@ import msgpack
 import numpy as np
 
 from engine.errors import RecordError
-from engine.records import event, manifest, prompt, trajectory, update, version, work
+from engine.records import arrival, event, manifest, prompt, span, trajectory, update, version, work
 
 _RECORD, _ARRAY, _TUPLE = 1, 2, 3
 _MAX_DEPTH = 64
@@ -24,7 +24,7 @@ _MAX_DEPTH = 64
 _PLAIN_DTYPE = re.compile(r"[<>|][biufc]\d+")
 _CLASSES: dict[str, type] = {
     cls.__name__: cls
-    for module in (event, manifest, prompt, trajectory, update, version, work)
+    for module in (arrival, event, manifest, prompt, span, trajectory, update, version, work)
     for cls in vars(module).values()
     if isinstance(cls, type) and dataclasses.is_dataclass(cls) and cls.__module__ == module.__name__
 }

@@ -34,6 +34,9 @@ class JudgedItem:
 
     trajectory_id: int
     outcome: Outcome
+    score: float = 0.0
+    """Of a verdict that is ok."""
+    correct: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,8 @@ class Updated:
 
     version: PolicyVersion
     committed: bool
+    last: bool = False
+    """The time for training is up: the run is complete with this update."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from engine.records.span import Span
 from engine.records.version import PolicyVersion
 
 
@@ -25,5 +26,7 @@ class UpdateReport:
     """Staleness in versions -> tokens that carried loss."""
     busy: tuple[float, float] = (0.0, 0.0)
     """Interval of the wall clock, seconds."""
+    spans: tuple[Span, ...] = ()
+    """What went on in it and in publishing its version; empty without ``run.trace``."""
     weights_digest: str = ""
     """xxh3 over the fp32 master tensors; empty unless asked for."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.records.manifest import Manifest
-from engine.records.trajectory import FinishReason, Segment
+from engine.records.span import Span
+from engine.records.trajectory import FinishReason, Segment, Verdict
 from engine.records.version import PolicyVersion
 
 
@@ -79,6 +81,20 @@ class GeneratorReport:
     """Intervals of the wall clock (seconds) in which it worked."""
     prefilled_tokens: int = 0
     """Cumulative count of tokens prefilled, by all causes."""
+    wake_seconds: float = 0.0
+    """Time to take its memory on a shared device again; 0 where it was awake."""
+    spans: tuple[Span, ...] = ()
+    """What it did in ``busy``; empty without ``run.trace``."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class JudgeReport:
+    """The answer to a question for verdicts."""
+
+    verdicts: Mapping[int, Verdict]
+    """Trajectory id -> verdict."""
+    spans: tuple[Span, ...] = ()
+    """What it did; empty without ``run.trace``."""
 
 
 @dataclass(frozen=True, slots=True)

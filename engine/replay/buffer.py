@@ -179,8 +179,7 @@ class ReplayBuffer:
                 )
                 if max(rewards) == min(rewards):
                     flat.append(group_id)
-        items = tuple(JudgedItem(key, verdict.outcome) for key, verdict in sorted(verdicts.items()))
-        return Judged(items, tuple(flat))
+        return Judged(tuple(_without_text(key, verdicts[key]) for key in sorted(verdicts)), tuple(flat))
 
     def _group(self, group_id: int) -> Group:
         held = self._groups[group_id]
@@ -261,3 +260,9 @@ class ReplayBuffer:
         self._groups.clear()
         self._trajectories.clear()
         self._leases.clear()
+
+
+def _without_text(trajectory_id: int, verdict: Verdict) -> JudgedItem:
+    if verdict.outcome is not Outcome.ok:
+        return JudgedItem(trajectory_id, verdict.outcome)
+    return JudgedItem(trajectory_id, verdict.outcome, float(verdict.score), bool(verdict.correct))

@@ -5,8 +5,7 @@ once. The writer fills a hidden file and renames it when its digests are known; 
 into staging memory of its own and verifies that copy, the very bytes it will serve. A reader owns nothing
 in the folder, so its death harms nobody. It holds a shared lock on the file while it copies; the writer
 writes its next version over a retired file that nobody reads, whose pages need not be found and cleared
-anew, and leaves one that is read to its readers. The lock ``perilune-<run_id>.lock`` dies with the writer: a
-folder whose lock is free is a dead run's leftover.
+anew, and leaves one that is read to its readers.
 """
 
 from __future__ import annotations
@@ -26,7 +25,8 @@ from engine.config.cluster import WeightsConfig
 from engine.errors import WeightChannelError
 from engine.records.manifest import Manifest
 from engine.records.version import PolicyVersion
-from engine.run_folder import FileLock, free_bytes, is_disk_full
+from engine.run_folder import free_bytes, is_disk_full
+from engine.weights.channel_folder import folder_of_run, held_for_reading, own_folder
 from engine.weights.layout import (
     StagedWeights,
     check_manifest,
@@ -40,32 +40,7 @@ from engine.weights.layout import (
 from engine.weights.staging import StagingPool
 
 CHANNEL = "shared_memory"
-_PREFIX = "perilune-"
 _KEPT_VERSIONS = 2
-
-
-def clean_leftovers(folder: Path) -> list[str]:
-    """Remove the folders of runs whose writer is dead; a living run holds its lock and is left alone.
-
-    Returns:
-        Names of the folders that went. Those of other users are skipped.
-    """
-    found = {entry.name.removesuffix(".lock") for entry in folder.glob(f"{_PREFIX}*")}
-    cleaned = []
-    for name in sorted(found):
-        try:
-            lock = FileLock.acquire(folder / f"{name}.lock")
-        except PermissionError:
-            continue
-        if lock is not None:
-            shutil.rmtree(folder / name, ignore_errors=True)
-            lock.release(remove=True)
-            cleaned.append(name)
-    return cleaned
-
-
-def _run_folder(config: WeightsConfig, run_id: str) -> Path:
-    return Path(config.folder).absolute() / f"{_PREFIX}{run_id}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +67,8 @@ class SharedMemorySender:
     def __init__(self, config: WeightsConfig, run_id: str, dtype: torch.dtype | None = None) -> None:
         self._dtype = dtype
         self._bucket_mib = config.bucket_mib
-        self._folder = _run_folder(config, run_id)
-        try:
-            self._lock = self._own_folder(run_id)
-        except OSError as error:
-            raise WeightChannelError(
-                f"weights.folder={config.folder!r} cannot be used ({error}): give a writable folder"
-            ) from error
+        self._folder = folder_of_run(config, run_id)
+        self._lock = own_folder(config, run_id)
         self._files: dict[PolicyVersion, tuple[Path, _File]] = {}
         self._spare: _File | None = None
         self._closed = False
@@ -164,22 +134,6 @@ class SharedMemorySender:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._lock.release(remove=True)
 
-    def _own_folder(self, run_id: str) -> FileLock:
-        clean_leftovers(self._folder.parent)
-        lock_file = self._folder.with_name(f"{self._folder.name}.lock")
-        lock = FileLock.acquire(lock_file)
-        if lock is None:
-            raise WeightChannelError(
-                f"run {run_id} already sends weights from process {FileLock.owner(lock_file)}: "
-                "stop that process first"
-            )
-        try:
-            self._folder.mkdir()
-        except OSError:
-            lock.release(remove=True)
-            raise
-        return lock
-
     @property
     def _spare_path(self) -> Path:
         return self._folder / ".spare.weights"
@@ -226,7 +180,7 @@ class SharedMemoryReceiver:
     """
 
     def __init__(self, config: WeightsConfig, run_id: str) -> None:
-        self._folder = _run_folder(config, run_id)
+        self._folder = folder_of_run(config, run_id)
         self._staging = StagingPool()
 
     def receive(self, manifest: Manifest) -> StagedWeights:
@@ -247,28 +201,9 @@ class SharedMemoryReceiver:
                 f"version {manifest.version} lies at {manifest.channel}:{path}, this receiver reads "
                 f"{CHANNEL}:{self._folder}: open sender and receiver with one config and run id"
             )
-        try:
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            raise self._gone(manifest) from None
-        except OSError as error:
-            raise WeightChannelError(f"version {manifest.version}: cannot open {path}: {error}") from error
-        try:  # shared, so that the writer leaves the file alone; the next version may lie in it by now
-            fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            if not os.path.samestat(os.fstat(fd), path.stat()):
-                raise self._gone(manifest)
+        with held_for_reading(path, manifest.version) as fd:
             memory = self._read(fd, manifest)
-        except (BlockingIOError, FileNotFoundError):
-            raise self._gone(manifest) from None
-        finally:
-            os.close(fd)
         return StagedWeights(manifest.version, manifest.digest, staged_tensors(manifest, memory))
-
-    def _gone(self, manifest: Manifest) -> WeightChannelError:
-        return WeightChannelError(
-            f"version {manifest.version} is gone from {self._folder}: it was retired or its run ended; "
-            "ask for the current manifest"
-        )
 
     def close(self) -> None:
         """Forget the staging memory; tensors that are still held keep theirs. Twice is harmless."""

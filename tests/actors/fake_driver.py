@@ -32,6 +32,10 @@ def fake_driver(config: RunConfig) -> Any:
     fake = MagicMock()
     fake.config = config
     fake.asked = []
+    fake.time_is_up = False
+    fake.turns.learning = False
+    fake.turns.to_learner = lambda then: then()
+    fake.turns.metrics = dict
     fake.later = lambda answer, actor, method, *arguments: fake.asked.append(
         Asked(answer, actor, method, arguments)
     )

@@ -345,6 +345,14 @@ def test_an_update_that_is_not_committed_publishes_nothing_and_takes_new_groups(
     assert scene.update(0, committed=False) == [ev.Draw(1)]
 
 
+def test_when_time_is_up_the_run_is_complete_with_that_update():
+    scene = Scene(kind="sync", max_staleness=0, updates=9)
+    scene.join("a")
+    scene.draw("p")
+    scene.finish("a", 0)
+    assert scene(ev.Updated(scene.version(1), True, last=True)) == [ev.Publish(scene.version(1)), ev.Finish()]
+
+
 def test_a_round_cuts_and_goes_on_under_the_next_weights():
     scene = Scene(kind="iterative", batch_groups=2, round_budget_tokens=2, min_groups=1)
     assert scene.join("a") == [ev.Draw(4)]

@@ -1,5 +1,6 @@
 """The generator's shell: weights, cut, admission, decoding, in this order."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,9 @@ import pytest
 
 from actors.generator import Generator
 from actors.learner import Learner
+from engine.config.cluster import Placement
 from engine.records.work import GeneratorOrder, Request
+from tests.actors.fake_driver import changed
 
 PROMPT = np.arange(10, 18, dtype=np.int32)
 
@@ -78,3 +81,30 @@ def test_nothing_of_it_survives(generator):
     assert generator.state_dict() == {}
     generator.load_state_dict({})
     assert generator.metrics().get("sampled_tokens", 0) == 0
+
+
+def test_in_turns_it_is_born_asleep_wakes_for_an_order_and_sleeps_when_told(config, policy, learner):
+    shared = changed(config, {"cluster.placement": Placement.colocated})
+    manifest = learner.publish()
+    for name in ("generator-0#1", "evaluator#1"):
+        one = Generator(shared, name, policy, "generator-test", slots=2, threads=1)
+        assert one.sampler._table.keys.numel() == 0
+        one.sleep()
+        report = one.advance(GeneratorOrder((request(0),), manifest, max_steps=50))
+        assert (len(report.deliveries), report.digest) == (1, manifest.digest)
+        assert report.wake_seconds > 0
+        awake = name != "evaluator#1"
+        assert bool(one.sampler._table.keys.numel()) is awake, "an evaluator sleeps whenever it has answered"
+        one.sleep()
+        assert one.sampler._table.keys.numel() == 0
+        one.close()
+
+
+def test_without_any_weights_a_refusal_ends_at_once(config, policy, learner):
+    manifest = learner.publish()
+    learner.publish()
+    stranger = Generator(config, "evaluator#1", policy, "another-run", slots=2, threads=1)
+    report = stranger.advance(GeneratorOrder((request(0),), replace(manifest, digest="0"), max_steps=2**31))
+    assert report.refused
+    assert report.deliveries == ()
+    stranger.close()

@@ -77,6 +77,7 @@ def test_a_summary_counts_what_happened(watch):
     assert summary["trajectories_with_2_versions"] == 1
     assert summary["saved_tokens"] == 6
     assert summary["overlap_seconds"] == 1.5, "intervals that overlap count once"
+    assert summary["busy_seconds"] == {"a#1": 5.5, "a#2": 0.0, "learner": 3.0}
     assert summary["staleness_histogram"] == {"0": 5, "2": 3}
     assert summary["max_staleness_seen"] == 2
     assert summary["trained_tokens"] == 8
@@ -90,8 +91,8 @@ def test_an_update_writes_one_line_of_metrics_and_verdicts_are_samples(watch):
     observer = make()
     prompt, trajectory = Prompt.ask("p", "1 + 1?", "2"), Trajectory(3, 0, "p", finish_reason=FinishReason.stop)
     observer.judged([
-        (prompt, trajectory, "2", Verdict(1.0, True, "right", "math")),
-        (prompt, trajectory, "?", Verdict.failed("math", "worker died")),
+        (prompt, trajectory, ["2"], Verdict(1.0, True, "right", "math")),
+        (prompt, trajectory, ["?", "!"], Verdict.failed("math", "worker died")),
     ])
     observer.updated(update(1, {0: 1, 2: 1}), 2, {"replay/tokens": 7.0})
     observer.close()
@@ -103,7 +104,8 @@ def test_an_update_writes_one_line_of_metrics_and_verdicts_are_samples(watch):
     assert values["ledger/masked_stale_tokens"] == 2
     assert values["replay/tokens"] == 7.0
     rows = [json.loads(text) for text in folder.samples_file.read_text().splitlines()]
-    assert [(row["trajectory"], row["text"], row["outcome"]) for row in rows] == [(3, "2", "ok"), (3, "?", "failed")]
+    assert [(row["trajectory"], row["text"], row["outcome"]) for row in rows] == [(3, "2", "ok"), (3, "?!", "failed")]
+    assert rows[1]["pieces"] == ["?", "!"]
 
 
 def test_totals_go_on_after_a_resume_and_later_metrics_are_forgotten(watch):
@@ -122,6 +124,7 @@ def test_totals_go_on_after_a_resume_and_later_metrics_are_forgotten(watch):
     assert summary["staleness_histogram"] == {"0": 5, "2": 3}
     assert summary["accuracy_before"] == 0.25
     assert summary["overlap_seconds"] == 1.5
+    assert summary["busy_seconds"]["learner"] == 3.0
     assert summary["train_seconds"] >= state["seconds"]
     again.restart()
     assert folder.metrics_file.read_text() == ""

@@ -3,15 +3,14 @@
 import os
 import signal
 import socket
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from actors.cluster import Pending, SerialCluster, ask
-from actors.ray_cluster import RayCluster, _own_signals, open_cluster
-from engine.config.cluster import ClusterConfig, ClusterKind
+from actors.ray_cluster import RayCluster, open_cluster
+from engine.config.cluster import ActorResources, ClusterConfig, ClusterKind, ResourcesConfig
 from engine.errors import ActorError, CheckpointError, ClusterError, StalenessError
 
 
@@ -31,6 +30,17 @@ class GetTimeoutError(RayError):
     """As ray.exceptions has it."""
 
 
+class Group:
+    """As a placement group."""
+
+    def __init__(self, bundles, strategy):
+        self.bundles, self.strategy, self.ready = bundles, strategy, True
+
+    def wait(self, deadline_s):
+        assert deadline_s > 0
+        return self.ready
+
+
 @pytest.fixture
 def ray():
     """The few words of Ray that are used once it runs."""
@@ -39,12 +49,25 @@ def ray():
             raise token
         return token
 
-    def remote(num_cpus, max_restarts):
-        return lambda factory: SimpleNamespace(options=lambda **options: SimpleNamespace(remote=factory))
+    def remote(factory):
+        def options(**given):
+            started.append(given)
+            return SimpleNamespace(remote=factory)
+        return SimpleNamespace(options=options)
 
+    def placement_group(bundles, strategy):
+        groups.append(Group(bundles, strategy))
+        return groups[-1]
+
+    started, groups = [], []
+    strategies = SimpleNamespace(PlacementGroupSchedulingStrategy=lambda group, bundle: (group, bundle))
     return SimpleNamespace(
         exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError),
-        get=get, remote=remote, cluster_resources=lambda: {"CPU": 2.0}, kill=lambda handle, no_restart: None,
+        get=get, remote=remote, kill=lambda handle, no_restart: None, started=started, groups=groups,
+        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0, "rack": 1.0, "memory": 9.0}},
+                       {"Alive": False, "Resources": {"GPU": 8.0}}],
+        available_resources=lambda: {"GPU": 1.0},
+        util=SimpleNamespace(placement_group=placement_group, scheduling_strategies=strategies),
         wait=lambda references, **options: (references[:1], references[1:]),
     )
 
@@ -52,7 +75,7 @@ def ray():
 @pytest.fixture
 def cluster(ray):
     made = RayCluster.__new__(RayCluster)
-    made._config, made._ray, made._handles, made._cpus = ClusterConfig(kind=ClusterKind.ray), ray, {}, {}
+    made._config, made._ray, made._handles, made._places = ClusterConfig(kind=ClusterKind.ray), ray, {}, {}
     return made
 
 
@@ -60,25 +83,40 @@ def test_the_configuration_chooses():
     assert isinstance(open_cluster(ClusterConfig(kind=ClusterKind.serial), "id"), SerialCluster)
 
 
-def test_an_address_where_nobody_listens_is_refused_at_once():
-    with socket.socket() as bound:
-        bound.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{bound.getsockname()[1]}"
-        with pytest.raises(ClusterError, match=f"nobody listens at cluster.address='{address}'"):
-            open_cluster(ClusterConfig(kind=ClusterKind.ray, address=address), "id")
+@pytest.fixture
+def asking(cluster):
+    """A cluster whose generators ask for CPUs and a GPU each."""
+    own = ActorResources(cpus=1.0, gpus=1.0, custom={"rack": 0.5})
+    cluster._config = ClusterConfig(kind=ClusterKind.ray, resources=ResourcesConfig(generator=own))
+    return cluster
 
 
-def test_an_object_store_larger_than_shared_memory_is_refused():
-    with pytest.raises(ClusterError, match=r"object_store_mib=1000000000 needs .* lower it"):
-        RayCluster(ClusterConfig(kind=ClusterKind.ray, object_store_mib=10**9), "id")
+def test_too_little_room_is_said_before_anything_starts(asking):
+    with pytest.raises(ClusterError, match=r"room: 2 GPU .*generator-0 1, generator-1 1\), the cluster has 1"):
+        asking.reserve(["learner", "generator-0", "generator-1"])
+    assert asking._ray.groups == []
 
 
-def test_actors_may_not_ask_for_more_cpus_than_there_are(cluster):
-    cluster.start("learner", dict, {}, cpus=1.5)
-    with pytest.raises(ClusterError, match=r"generator-0#1 asks for 1.0 CPUs beside 1.5 .* has 2.0"):
-        cluster.start("generator-0#1", dict, {}, cpus=1.0)
-    cluster.kill("learner")
-    cluster.start("generator-0#1", dict, {}, cpus=1.0)
+def test_actors_get_what_they_ask_for_in_their_places(asking):
+    asking.reserve(["replay", "learner", "generator-0"])
+    packed, spread = asking._ray.groups
+    assert (packed.strategy, packed.bundles) == ("PACK", [{"memory": 1.0}, {"memory": 1.0}])
+    assert (spread.strategy, spread.bundles) == ("SPREAD", [{"CPU": 1.0, "GPU": 1.0, "rack": 0.5}])
+    asking.start("learner", dict, {})
+    asking.start("generator-0#2", dict, {}, threads=3)
+    learner, generator = asking._ray.started
+    assert learner["scheduling_strategy"] == (packed, 1)
+    assert generator["scheduling_strategy"] == (spread, 0)
+    assert (generator["num_cpus"], generator["num_gpus"], generator["resources"]) == (1.0, 1.0, {"rack": 0.5})
+    assert generator["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "3"
+
+
+def test_a_place_that_others_hold_is_waited_for_until_the_deadline(asking):
+    asking.reserve(["generator-0"])
+    asking._ray.groups[0].ready = False
+    with pytest.raises(ClusterError, match=r"no room became free within cluster.start_deadline_s=120: generator-0 ask "
+                                           r"for 1 CPU \(free: 0\), 1 GPU \(free: 1\)"):
+        asking.start("generator-0#1", dict, {})
 
 
 def test_an_actor_that_was_ended_answers_with_its_death(cluster):
@@ -100,32 +138,7 @@ def test_an_error_is_the_actors_own_or_its_death(cluster, token, error, text):
         cluster.result(Pending("a", "say", token))
 
 
-def test_signal_handlers_survive_a_start_that_takes_them():
-    before = signal.getsignal(signal.SIGTERM)
-    with _own_signals():
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    assert signal.getsignal(signal.SIGTERM) is before
-
-
 RUN_ID = "0a1b2c3d-4e5f6071"
-
-
-def test_a_slow_start_is_tried_again_and_leaves_nothing(monkeypatch):
-    folders = []
-
-    def init(**options):
-        folders.append(Path(options["_temp_dir"]).parent)
-        assert (folders[-1] / "token").stat().st_mode & 0o777 == 0o600
-        if len(folders) == 1:
-            raise Exception("The current node timed out during startup.")
-        raise ValueError("something else")
-
-    # A stand-in: the real one reads its token settings once, when it is imported, and later tests need them.
-    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: None))
-    with pytest.raises(ClusterError, match="something else"):
-        RayCluster(ClusterConfig(kind=ClusterKind.ray, object_store_mib=80), RUN_ID)
-    assert len(set(folders)) == 2
-    assert not any(folder.exists() for folder in folders)
 
 
 class Worker:
@@ -155,22 +168,22 @@ def test_one_session():
     cluster = RayCluster(ClusterConfig(kind=ClusterKind.ray, **options), RUN_ID)
     try:
         assert signal.getsignal(signal.SIGTERM) is handler, "a checkpoint is written on SIGTERM"
-        with pytest.raises(ClusterError, match=r"actor big asks for 1000\.0 CPUs"):
-            cluster.start("big", Worker, {}, cpus=1000.0)
-        cluster.start("one", Worker, {}, threads=3)
-        cluster.start("two", Worker, {})
-        pid, threads = ask(cluster, "one", "whoami", deadline_s=120.0)
+        cluster.reserve(["learner", "judge"])
+        cluster.start("learner", Worker, {}, threads=3)
+        cluster.start("judge#1", Worker, {})
+        assert cluster.look("learner", Path("/dev/shm")) == (socket.gethostname(), True)
+        pid, threads = ask(cluster, "learner", "whoami", deadline_s=120.0)
         assert pid != os.getpid()
         assert threads == "3"
-        assert ask(cluster, "two", "add", cluster.call("one", "add", 5), deadline_s=120.0) == 7
+        assert ask(cluster, "judge#1", "add", cluster.call("learner", "add", 5), deadline_s=120.0) == 7
         with pytest.raises(CheckpointError, match="no room"):
-            ask(cluster, "one", "refuse", deadline_s=120.0)
-        with pytest.raises(ActorError, match="actor one during die: its process died"):
-            ask(cluster, "one", "die", deadline_s=120.0)
-        stopped = ask(cluster, "two", "whoami", deadline_s=120.0)[0]
+            ask(cluster, "learner", "refuse", deadline_s=120.0)
+        with pytest.raises(ActorError, match="actor learner during die: its process died"):
+            ask(cluster, "learner", "die", deadline_s=120.0)
+        stopped = ask(cluster, "judge#1", "whoami", deadline_s=120.0)[0]
         os.kill(stopped, signal.SIGSTOP)
-        with pytest.raises(ActorError, match="actor two during add: no answer within"):
-            ask(cluster, "two", "add", 1, deadline_s=0.2)
+        with pytest.raises(ActorError, match="actor judge#1 during add: no answer within"):
+            ask(cluster, "judge#1", "add", 1, deadline_s=0.2)
     finally:
         cluster.close()
     assert not list(Path("/tmp").glob(f"perilune-{RUN_ID[:8]}-*"))

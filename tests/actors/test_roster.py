@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from actors.roster import FINISHED, FLYING, JUDGED, READY, SPENT, Member, OpenGroup, Roster, Seats
+from actors.roster import FINISHED, FLYING, JUDGED, READY, SPENT, Member, OpenGroup, Roster
 from engine.records.codec import decode, encode
 from engine.records.trajectory import DropReason
 
@@ -26,6 +26,7 @@ def check_counters(roster):
     assert roster.ages == Counter(g.oldest for g in counted)
     assert 0 not in roster.ages.values(), "an empty count would stay for ever"
     assert roster.complete == {g.group_id for g in counted if g.complete}
+    assert roster.complete_ages == Counter(g.oldest for g in counted if g.complete)
     for status in (READY, FLYING, SPENT, FINISHED, JUDGED):
         assert roster.any(status) == any(m.status == status for g in groups for m in g.members)
     ready = [(g.group_id, [m for m in g.members if m.status == READY]) for g in groups if not g.doomed]
@@ -156,61 +157,3 @@ def test_the_first_reason_stays_but_poison_wins():
     assert group.doomed == DropReason.judge_failed.value
     roster.doom(group, DropReason.poison_prompt)
     assert group.doomed == DropReason.poison_prompt.value
-
-
-def test_fresh_is_what_all_have_served_and_never_falls():
-    seats = Seats()
-    seats.join("b", 2)
-    seats.join("a", 3)
-    assert seats.fresh == 2
-    seats.hear("b", 3)
-    assert seats.fresh == 3
-    seats.join("c", 1)
-    assert seats.fresh == 3
-    assert not seats.all_serve(3)
-    seats.leave("c")
-    assert seats.all_serve(3)
-    assert not Seats().all_serve(0), "nobody serves nothing"
-
-
-def test_work_goes_to_the_least_loaded_that_serves_new_enough():
-    seats = Seats()
-    seats.join("b", 2)
-    seats.join("a", 2)
-    seats.join("c", 1)
-    assert [seats.take(2, 2) for _ in range(3)] == ["a", "b", "a"]
-    assert seats.take(0, 1) == "c"
-    assert seats.take(3, 1) is None
-    assert seats.holders() == ["a", "b", "c"]
-
-
-def test_a_voice_from_the_grave_changes_nothing():
-    seats = Seats()
-    seats.join("a", 1)
-    seats.leave("a")
-    seats.leave("a")
-    assert seats.hear("a", 5) is None
-    assert seats.fresh == 1
-    assert seats.by_name == {}
-
-
-def test_a_lease_counts_from_the_first_tick_after_the_last_word():
-    seats = Seats()
-    seats.join("a", 0)
-    seats.join("idle", 0)
-    seats.take(0, 2)
-    assert seats.tick(1e6, 10.0) == [], "the clock may start anywhere and be silent for long"
-    assert seats.tick(1e6 + 10, 10.0) == []
-    seats.hear("a", 0)
-    assert seats.tick(1e6 + 11, 10.0) == []
-    assert seats.tick(1e6 + 21, 10.0) == []
-    assert seats.tick(1e6 + 22, 10.0) == ["a"]
-
-
-def test_more_work_does_not_renew_a_lease():
-    seats = Seats()
-    seats.join("a", 0)
-    seats.take(0, 1)
-    seats.tick(0.0, 10.0)
-    seats.take(0, 1)
-    assert seats.tick(11.0, 10.0) == ["a"]

@@ -77,7 +77,7 @@ def test_the_death_of_the_learner_begins_another_life(done, monkeypatch, tmp_pat
             raise ActorError(actor, "update", "it died")
         return {"restarts": restarts.total}
 
-    monkeypatch.setattr(room, "_life", life)
+    monkeypatch.setattr(room, "life", life)
     folder = RunFolder.open(compose([*SMALL, f"run.dir={tmp_path / 'run'}"])[0].run)
     try:
         if lives == 2:

@@ -5,7 +5,7 @@ import pytest
 from actors.cluster import SerialCluster
 from actors.supervisor import Restarts, Supervisor
 from engine.config.run import Only
-from engine.errors import ActorError
+from engine.errors import ActorError, ClusterError
 from tests.actors.fake_driver import changed
 
 
@@ -25,8 +25,22 @@ class Stage(SerialCluster):
     def __init__(self):
         super().__init__()
         self.started, self.killed = {}, []
+        self.full, self.doomed, self.machines, self.reserved = set(), set(), {}, []
 
-    def start(self, name, factory, arguments, *, cpus=0.0, threads=1):
+    def result(self, pending):
+        if pending.actor in self.doomed:
+            raise death(pending.actor)
+        return super().result(pending)
+
+    def reserve(self, actors):
+        self.reserved = list(actors)
+
+    def look(self, name, path):
+        return self.machines.get(name, "here"), "nowhere" not in str(path)
+
+    def start(self, name, factory, arguments, *, threads=1):
+        if name in self.full:
+            raise ClusterError("no room")
         self.started[name] = factory.__name__
         super().start(name, Part, {})
 
@@ -35,8 +49,9 @@ class Stage(SerialCluster):
         super().kill(name)
 
 
-def staff(config, limit=9):
+def staff(config, limit=9, machines=()):
     stage = Stage()
+    stage.machines.update(machines)
     supervisor = Supervisor(stage, config, "folder", "id", "", Restarts(limit, 60.0, lambda: 0.0))
     supervisor.start_all()
     return stage, supervisor
@@ -66,6 +81,7 @@ def test_everybody_is_started_and_learning_alone_needs_no_generator(config):
         "generator-0#1": "Generator", "generator-1#1": "Generator",
     }
     assert supervisor.generators == ["generator-0#1", "generator-1#1"]
+    assert stage.reserved == ["replay", "learner", "judge", "evaluator", "generator-0", "generator-1"]
     stage, supervisor = staff(changed(config, {"train.rollouts": "somewhere", "train.only": Only.learn}))
     assert supervisor.generators == []
     assert list(stage.started) == ["replay", "learner", "judge#1", "evaluator#1"]
@@ -97,3 +113,34 @@ def test_a_used_up_limit_replaces_nobody(config):
         supervisor.replace(death("judge#1"))
     assert supervisor.judge == "judge#1"
     assert stage.killed == []
+
+
+def test_a_successor_that_dies_on_the_way_is_replaced_too(config):
+    stage, supervisor = staff(config)
+    stage.doomed = {"judge#2"}
+    assert supervisor.replace(death("judge#1")) == supervisor.judge == "judge#3"
+    assert stage.killed == ["judge#1", "judge#2"]
+    stage.doomed = {"judge#4", *(f"judge#{number}" for number in range(5, 20))}
+    with pytest.raises(ActorError, match="max_restarts"):
+        supervisor.replace(death("judge#3"))
+
+
+def test_without_room_the_other_generators_go_on(config):
+    stage, supervisor = staff(changed(config, {"generator.num_generators": 2}))
+    stage.full = {"generator-0#2", "generator-1#2", "judge#2"}
+    assert supervisor.replace(death("generator-0#1")) == ""
+    assert supervisor.generators == ["generator-1#1"]
+    assert supervisor.replaced("generator-0#1")
+    for last in ("generator-1#1", "judge#1"):
+        with pytest.raises(ClusterError, match="no room"):
+            supervisor.replace(death(last))
+
+
+def test_shared_memory_ends_at_the_border_of_a_machine(config):
+    with pytest.raises(ClusterError, match=r"generator-0#1 lives on machine there, .* on here: .*object_store"):
+        staff(config, machines={"generator-0#1": "there"})
+
+
+def test_a_learner_elsewhere_must_see_the_run_folder(config):
+    with pytest.raises(ClusterError, match=r"the learner lives on machine there, where run.dir='nowhere' is missing"):
+        staff(changed(config, {"run.dir": "nowhere"}), machines={"learner": "there"})

@@ -4,6 +4,7 @@ import pytest
 
 from tests.end_to_end.harness import RAY, train
 
+SHARED = ("cluster.placement=colocated", "evaluation.every=1")
 BOUND_ZERO = ("schedule=async", "schedule.max_staleness=0")
 
 
@@ -11,6 +12,9 @@ BOUND_ZERO = ("schedule=async", "schedule.max_staleness=0")
     pytest.param(BOUND_ZERO, id="async-serial"),
     # What a synchronous run over Ray learns is compared every time in test_faults, with three deaths on top.
     pytest.param(RAY, id="sync-ray", marks=[pytest.mark.ray, pytest.mark.slow]),
+    # Generators and learner take turns on the same device: who sleeps meanwhile says the same afterwards.
+    pytest.param(SHARED, id="sync-serial-colocated"),
+    pytest.param((*SHARED, *RAY), id="sync-ray-colocated", marks=[pytest.mark.ray, pytest.mark.slow]),
     pytest.param((*BOUND_ZERO, *RAY), id="async-ray", marks=pytest.mark.ray),
 ])
 def test_bound_zero_equals_sync(tmp_path, undisturbed, overrides):

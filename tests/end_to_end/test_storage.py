@@ -75,6 +75,15 @@ def test_a_complete_run_is_not_trained_again(tmp_path):
     assert again == json.loads(json.dumps(first))
 
 
+def test_a_run_whose_time_is_up_is_complete(tmp_path):
+    timed = ("learning.updates=500", "learning.max_seconds=0.05")
+    first = train(tmp_path / "run", *timed)
+    assert 1 <= first["updates"] < 500
+    assert first["accuracy_after"] is not None, "the last version is evaluated"
+    assert first["ledger"]["closes"]
+    assert train(tmp_path / "run", *timed, "run.exists=resume") == json.loads(json.dumps(first))
+
+
 def test_a_full_disk_is_named(tmp_path):
     """A limit on file size stands for the disk: it hits the largest file, which is the checkpoint's."""
     folder = tmp_path / "run"

@@ -6,11 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from engine.config.cluster import ClusterConfig, ClusterKind, WeightsConfig
+from engine.config.cluster import (
+    ActorResources,
+    ClusterConfig,
+    ClusterKind,
+    Device,
+    ResourcesConfig,
+    WeightsConfig,
+)
 from engine.config.learning import Baseline, MirrorDescentConfig
 from engine.config.model import ModelConfig, ModelSource, ScratchConfig
 from engine.config.prompts import PromptsConfig
-from engine.config.rollout import RolloutConfig
+from engine.config.rollout import GeneratorConfig, RolloutConfig
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, ModelError
 from engine.models.policy import published_tensors, save_policy, scratch_network
@@ -62,6 +69,21 @@ def test_parameters_are_counted_from_the_configuration(tmp_path: Path) -> None:
     norms = 32 * 5
     assert num_parameters(architecture) == sum(p.numel() for p in network.parameters()) - norms
     assert num_parameters({}) == 0
+
+
+def test_a_gpu_that_is_not_there_is_missed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"cluster.device='cuda': torch sees no GPU here"):
+        check(config(cluster=ClusterConfig(device=Device.cuda)))
+    elsewhere = ClusterConfig(kind=ClusterKind.ray, address="far:6379", device=Device.cuda)
+    assert check(config(cluster=elsewhere)).folder is None, "this machine need not compute"
+
+
+def test_what_is_asked_of_ray_is_summed_up() -> None:
+    own = ResourcesConfig(learner=ActorResources(gpus=1.0), generator=ActorResources(cpus=2.0, custom={"rack": 0.5}))
+    chosen = config(cluster=ClusterConfig(resources=own), generator=GeneratorConfig(num_generators=3))
+    assert needs(chosen, {})["asked_of_ray"] == {"gpus": 1.0, "cpus": 6.0, "rack": 1.5}
+    assert needs(config(), {})["asked_of_ray"] == {}
 
 
 def test_a_dry_run_knows_bytes_and_processes() -> None:

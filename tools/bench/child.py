@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,21 +25,23 @@ _TAIL = 2000
 class Child:
     """The asking end."""
 
-    def __init__(self, name: str, command: Sequence[str], deadline_s: float) -> None:
+    def __init__(self, name: str, command: Sequence[str], deadline_s: float,
+                 environment: Mapping[str, str] | None = None) -> None:
         """Start the process; it loads while nothing is asked of it.
 
         Args:
             name: for messages.
             command: program and arguments; it answers through :class:`Replies`.
             deadline_s: seconds that one answer may take, the first one's loading included.
+            environment: variables of its own besides those of this process.
         """
         self.name = name
         self._deadline_s = deadline_s
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 -- it lives as long as the process
-        environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
+        inherited = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
-            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, env=environment,
-            cwd=_ROOT,
+            list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
+            env=inherited | dict(environment or {}), cwd=_ROOT,
         )
         self._unread = b""
 

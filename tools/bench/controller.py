@@ -1,13 +1,15 @@
 """The controller alone: every other actor answers at once, so only its own step function takes time.
 
 Every trajectory has an event of its own when it finishes and when it is judged; a real generator reports
-several at once, which is less work.
+several at once, which is less work. A thousand generators with a window to match beside four tell whether
+an event costs more where there are more of them.
 """
 
 from __future__ import annotations
 
 import tracemalloc
 from collections import deque
+from functools import partial
 from typing import Any
 
 from actors.controller import Controller
@@ -18,23 +20,26 @@ from engine.records.version import PolicyVersion
 from engine.records.work import Progress
 from tools.bench.timing import seconds_of, spread, take_turns
 
-_SAMPLES, _GROUPS, _GENERATORS, _TOKENS = 8, 64, 4, 32
-"""Members of a group, groups of an update, generators, tokens of an answer."""
-_SCHEDULE = ScheduleConfig(kind="async", max_staleness=2, batch_groups=_GROUPS)
+_SAMPLES, _TOKENS = 8, 32
+"""Members of a group, tokens of an answer."""
+FEW, MANY = (4, 64), (1000, 1000)
+"""Generators, and groups of an update."""
 
 
 class InstantWorld:
     """Ports that answer before anybody can wait."""
 
-    def __init__(self, trajectories: int) -> None:
-        updates = -(-trajectories // (_SAMPLES * _GROUPS))
-        self.trajectories = updates * _SAMPLES * _GROUPS
+    def __init__(self, trajectories: int, size: tuple[int, int] = FEW) -> None:
+        generators, groups = size
+        updates = -(-trajectories // (_SAMPLES * groups))
+        self.trajectories = updates * _SAMPLES * groups
         self.events = 0
+        schedule = ScheduleConfig(kind="async", max_staleness=2, batch_groups=groups)
         self.controller = Controller(
-            _SCHEDULE, samples_per_prompt=_SAMPLES, updates=updates, num_generators=_GENERATORS
+            schedule, samples_per_prompt=_SAMPLES, updates=updates, num_generators=generators
         )
         self._version = PolicyVersion(0, 0)
-        self._names = [f"generator-{index}" for index in range(_GENERATORS)]
+        self._names = [f"generator-{index}" for index in range(generators)]
         self._inbox: deque[ev.Event] = deque(
             ev.GeneratorJoined(name, self._version) for name in self._names
         )
@@ -66,21 +71,25 @@ class InstantWorld:
                 self._version = version
                 self._inbox.extend(ev.Progressed(name, version) for name in self._names)
 
+
 def measure(trajectories: int, repeats: int) -> dict[str, Any]:
-    """``controller_trajectories_per_second``, and the memory it holds over so many trajectories."""
-    worlds: list[InstantWorld] = []
+    """``controller_trajectories_per_second``, with few and with many generators, and the memory it holds."""
+    worlds: dict[str, InstantWorld] = {}
 
-    def run_once() -> None:
-        worlds.append(InstantWorld(trajectories))
-        worlds[-1].run()
-        del worlds[:-1]
+    def run_once(name: str, size: tuple[int, int]) -> float:
+        worlds[name] = InstantWorld(trajectories, size)
+        return seconds_of(worlds[name].run)
 
-    times = take_turns({"run": lambda: seconds_of(run_once)}, repeats, warmups=0)
-    found: dict[str, Any] = {"controller_seconds": spread(times["run"])}
-    count = worlds[-1].trajectories
-    found["controller_trajectories_per_second"] = count / found["controller_seconds"]["median"]
-    found["controller_trajectories"] = count
-    found["controller_events"] = worlds[-1].events
+    sides = {"controller": FEW, "controller_many": MANY}
+    times = take_turns(
+        {name: partial(run_once, name, size) for name, size in sides.items()}, repeats, warmups=0
+    )
+    found: dict[str, Any] = {"controller_many_generators": MANY[0]}
+    for name in sides:
+        found[f"{name}_seconds"] = seconds = spread(times[name])
+        found[f"{name}_trajectories_per_second"] = worlds[name].trajectories / seconds["median"]
+        found[f"{name}_trajectories"] = worlds[name].trajectories
+        found[f"{name}_events"] = worlds[name].events
     worlds.clear()
     return {**found, **_memory(trajectories)}
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from tools.bench.child import Child
-from tools.bench.subject import Subject, drain, requests
+from tools.bench.subject import Subject, drain, padded_prompts, requests
 from tools.bench.timing import Side, seconds_of, spread, take_turns
 from tools.bench.vllm_child import Job
 
@@ -63,13 +63,8 @@ def _transformers_side(subject: Subject) -> Side:
     network = loader.from_pretrained(subject.folder, dtype=torch.bfloat16, local_files_only=True).eval()
     network.generation_config.eos_token_id = None
     amounts = subject.amounts
-    prompts = subject.tokens[: amounts.sequences]
-    longest = max(len(tokens) for tokens in prompts)
-    ids = torch.full((len(prompts), longest), subject.tokenizer.end_id)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(prompts):
-        ids[row, longest - len(tokens) :] = torch.from_numpy(tokens)
-        mask[row, longest - len(tokens) :] = 1
+    ids, mask = padded_prompts(subject, amounts.sequences)
+    longest = ids.shape[1]
 
     @torch.no_grad()
     def generate() -> None:

@@ -42,9 +42,11 @@ class Amounts:
     """Length of every generated sequence."""
     trajectories: int = 200_000
     """That go through the controller."""
+    learner_tokens: int = 4096
+    """Of the packed row of one learner's step, prompts included."""
 
 
-SMALL = Amounts(2, 2, 6, 4, 6, 400)
+SMALL = Amounts(2, 2, 6, 4, 6, 400, 256)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +112,18 @@ def requests(prompts: Sequence[NDArray[np.int32]], first_id: int, response_token
     nothing = np.zeros(0, np.int32)
     return [Request(first_id + index, 0, tokens, nothing, response_tokens)
             for index, tokens in enumerate(prompts)]
+
+
+def padded_prompts(subject: Subject, count: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask [count, longest] of the first prompts, filled up at the left."""
+    prompts = subject.tokens[:count]
+    longest = max(len(tokens) for tokens in prompts)
+    ids = torch.full((len(prompts), longest), subject.tokenizer.end_id)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(prompts):
+        ids[row, longest - len(tokens) :] = torch.from_numpy(tokens)
+        mask[row, longest - len(tokens) :] = 1
+    return ids, mask
 
 
 def drain(sampler: NativeSampler) -> list[Delivery]:

@@ -5,12 +5,28 @@ from typing import Any
 
 import pytest
 
-from engine.config.cluster import ClusterConfig, ThreadsConfig, WeightsConfig
+from engine.config.cluster import (
+    ActorResources,
+    ClusterConfig,
+    Placement,
+    ResourcesConfig,
+    ThreadsConfig,
+    WeightChannelKind,
+    WeightsConfig,
+)
+from engine.errors import ConfigError
+
+WHOLE = ActorResources(gpus=1.0)
 
 
 @pytest.mark.parametrize(("cls", "options", "key"), [
     (WeightsConfig, {"bucket_mib": 0}, "weights.bucket_mib"),
     (WeightsConfig, {"deadline_s": 0.0}, "weights.deadline_s"),
+    (WeightsConfig, {"gather_s": -0.1}, "weights.gather_s"),
+    (WeightsConfig, {"gather_s": 31.0}, "weights.gather_s"),
+    (WeightsConfig, {"host": ""}, "weights.host"),
+    (WeightsConfig, {"path": "a.b"}, "weights.path"),
+    (WeightsConfig, {"channel": WeightChannelKind.dotted}, "weights.path"),
     (ThreadsConfig, {"generator": 0}, "cluster.threads.generator"),
     (ThreadsConfig, {"learner": 0}, "cluster.threads.learner"),
     (ThreadsConfig, {"evaluator": 0}, "cluster.threads.evaluator"),
@@ -19,10 +35,20 @@ from engine.config.cluster import ClusterConfig, ThreadsConfig, WeightsConfig
     (ClusterConfig, {"restart_window_s": 0.0}, "cluster.restart_window_s"),
     (ClusterConfig, {"object_store_mib": 79}, "cluster.object_store_mib"),
     (ClusterConfig, {"max_restarts": -1}, "cluster.max_restarts"),
+    (ClusterConfig, {"address": "nowhere"}, "cluster.address"),
+    (ActorResources, {"cpus": -1.0}, "cluster.resources.*.cpus"),
+    (ActorResources, {"custom": {"rack": -1.0}}, "cluster.resources.*.rack"),
 ], ids=str)
 def test_what_cannot_work_is_refused(refused: Callable[..., None], cls: Any, options: dict[str, Any],
                                      key: str) -> None:
     refused(cls, options, key)
+
+
+def test_one_gpu_is_not_shared_by_those_who_ask_for_more() -> None:
+    resources = ResourcesConfig(learner=WHOLE, generator=WHOLE)
+    assert ClusterConfig(resources=resources).placement is Placement.disaggregated
+    with pytest.raises(ConfigError, match=r"cluster.placement='colocated': .* share one GPU but ask for 2"):
+        ClusterConfig(placement=Placement.colocated, resources=resources)
 
 
 def test_limits_themselves_are_fine() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engine.config.base import as_dict
-from engine.config.cluster import ClusterConfig, ClusterKind
+from engine.config.cluster import ClusterConfig, ClusterKind, Placement, WeightChannelKind, WeightsConfig
 from engine.config.learning import Baseline, LearningConfig, MirrorDescentConfig
 from engine.config.model import AdapterConfig, ModelConfig, ModelSource
 from engine.config.rollout import GeneratorConfig, RolloutConfig
@@ -14,6 +14,7 @@ from engine.config.run import CanaryConfig, EvaluationConfig, Only, RunConfig, T
 from engine.config.schedule import ScheduleConfig
 from engine.errors import ConfigError
 
+SHARED = ClusterConfig(placement=Placement.colocated)
 RESET = LearningConfig(reset_optimiser=True)
 ROUNDS = {"kind": "iterative", "round_budget_tokens": 16}
 
@@ -27,6 +28,8 @@ ROUNDS = {"kind": "iterative", "round_budget_tokens": 16}
     (CanaryConfig, {"threshold_nats": 0.0}, "canary.threshold_nats"),
     (RunConfig, {"rollout": RolloutConfig(samples_per_prompt=1)}, "rollout.samples_per_prompt"),
     (RunConfig, {"learning": RESET}, "learning.reset_optimiser"),
+    (RunConfig, {"cluster": SHARED, "schedule": ScheduleConfig(kind="async", max_staleness=1)}, "cluster.placement"),
+    (RunConfig, {"cluster": SHARED, "weights": WeightsConfig(channel=WeightChannelKind.nccl)}, "weights.channel"),
     (RunConfig, {"schedule": ScheduleConfig(**ROUNDS, max_staleness=2)}, "schedule.max_staleness"),
     (RunConfig, {"generator": GeneratorConfig(context_tokens=575)}, "generator.context_tokens"),
     (RunConfig, {"train": TrainConfig(only=Only.learn)}, "train.rollouts"),
@@ -66,8 +69,9 @@ def test_several_learners_need_processes_work_and_whole_weights() -> None:
         RunConfig(learning=two, **options)
     with pytest.raises(ConfigError, match=r"learning\.num_learners=5: an optimiser step has 4 trajectories"):
         RunConfig(learning=five, cluster=ray, **options)
+    adapted = ModelConfig(source=ModelSource.packaged, adapter=AdapterConfig(rank=4))
     with pytest.raises(ConfigError, match=r"model\.adapter\.rank=0"):
-        RunConfig(learning=two, cluster=ray, model=ModelConfig(source=ModelSource.packaged, adapter=AdapterConfig(rank=4)), **options)
+        RunConfig(learning=two, cluster=ray, model=adapted, **options)
 
 
 def test_as_dict_holds_every_group_as_plain_data() -> None:

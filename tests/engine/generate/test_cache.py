@@ -13,7 +13,9 @@ LAYERS, SLOTS, CAPACITY = 2, 4, 16
 
 def table() -> SlotTable:
     shape = (LAYERS, SLOTS, CAPACITY, 1, 4)
-    return SlotTable(torch.zeros(shape), torch.zeros(shape))
+    made = SlotTable(*shape[1:3])
+    made.hold(torch.zeros(shape), torch.zeros(shape))
+    return made
 
 
 def take(slots: SlotTable, slot: int, prompt: np.ndarray, earlier: int = 0, filled: int = 0) -> None:

@@ -328,3 +328,30 @@ def test_counters_survive_a_restart(network: Any) -> None:
     assert heir.metrics()["sampled_tokens"] == 6
     sampler.close()
     assert sampler.idle
+
+
+def test_who_slept_goes_on_as_if_nothing_had_been() -> None:
+    network = tiny_network()
+    requests = [ask(index, random_prompt(index, 6)) for index in range(3)]
+    awake, sleeper = tiny_sampler(network), tiny_sampler(network)
+    for sampler in (awake, sleeper):
+        sampler.submit(requests)
+    expected, first = drain(awake), drain(sleeper)
+    sleeper.sleep()
+    assert (sleeper.version.updates, sleeper.digest) == (-1, ""), "it serves nothing"
+    sleeper.wake()
+    sleeper.submit(requests)
+    assert sleeper.step() == []
+    sleeper.swap(staged(network), InFlight.finish)
+    for found in (first, drain(sleeper)):
+        for one, other in zip(expected, found, strict=True):
+            assert [s.token_ids.tolist() for s in one.segments] == [s.token_ids.tolist() for s in other.segments]
+            assert [s.behaviour_logprob.tolist() for s in one.segments] == [
+                s.behaviour_logprob.tolist() for s in other.segments]
+
+
+def test_nobody_falls_asleep_over_work() -> None:
+    sampler = tiny_sampler(tiny_network())
+    sampler.submit([ask(0, random_prompt(0, 6))])
+    with pytest.raises(AssertionError, match="holds no work"):
+        sampler.sleep()

@@ -45,7 +45,9 @@ def test_the_native_sampler_answers_the_whole_protocol(network: Any) -> None:
     sampler: Sampler = tiny_sampler(network)
     for name in [name for name in vars(Sampler) if not name.startswith("_")]:
         assert hasattr(sampler, name), name
-    assert set(Sampler.__annotations__) <= set(vars(sampler))
+    assert all(hasattr(sampler, name) for name in Sampler.__annotations__)
+    assert sampler.abilities.counter_streams
+    assert sampler.abilities.equal_bits
 
 
 @DTYPES
@@ -138,7 +140,7 @@ def test_key_and_counter_of_every_draw(network: Any, monkeypatch: pytest.MonkeyP
         seen.append((int(key[0]), int(position[0])))
         return sample_op(hidden, weight, temperature, key, position)
 
-    monkeypatch.setattr("engine.generate.native.sample", watched)
+    monkeypatch.setattr("engine.generate.passes.sample", watched)
     sampler = tiny_sampler(network, 1)
     sampler.submit([one(attempt=2, generated=np.arange(3, 13, dtype=np.int32))])
     drain(sampler)

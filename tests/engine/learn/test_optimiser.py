@@ -227,3 +227,18 @@ def test_a_state_of_another_network_is_refused() -> None:
     state: dict[str, Any] = MasterOptimiser(Other(), OptimiserConfig(), 1).state_dict()
     with pytest.raises(CheckpointError, match=r"another network.*'bias'"):
         MasterOptimiser(layer(), OptimiserConfig(), 1).load_state_dict(state)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_master_weights_and_moments_move_along(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    network = layer(dtype)
+    optimiser = MasterOptimiser(network, OptimiserConfig(), 10)
+    train(network, optimiser, range(1))
+    before = weights(optimiser), moments(optimiser)
+    sent = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda tensor, device: sent.append(device) or tensor.clone())
+    optimiser.to(torch.device("cuda", 0))
+    assert sent == [torch.device("cuda", 0)] * (2 + 2 * 3), "two weights, each with two moments and a count of steps"
+    assert torch.equal(weights(optimiser), before[0])
+    assert all(torch.equal(*pair) for pair in zip(moments(optimiser), before[1], strict=True))
+    assert (optimiser._master[0] is next(network.parameters())) is (dtype is torch.float32)

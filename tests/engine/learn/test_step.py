@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from engine.config.cluster import ClusterConfig, Placement
 from engine.config.learning import (
     Aggregation,
     Baseline,
@@ -28,8 +29,10 @@ from engine.config.rollout import Precision, RolloutConfig
 from engine.config.run import RunConfig
 from engine.config.schedule import ScheduleConfig, Straggler
 from engine.errors import NonFiniteError, StalenessError
+from engine.learn.batch import Accounts, samples_of
+from engine.learn.forward import score_row
 from engine.learn.packing import Sample
-from engine.learn.step import MAX_NON_FINITE_UPDATES, LearnerCore, score_row
+from engine.learn.step import MAX_NON_FINITE_UPDATES, LearnerCore
 from engine.metrics import require_documented
 from engine.records.trajectory import Group
 from engine.records.version import PolicyVersion
@@ -521,3 +524,55 @@ def test_the_count_of_bad_updates_is_part_of_the_state(network: Build, groups: l
     other.load_state_dict(core.state_dict())
     with pytest.raises(NonFiniteError):
         other.update(poisoned(groups, 0))
+
+
+class Moves:
+    """A network that notes where it is sent, and goes nowhere."""
+
+    def __init__(self, network: Any) -> None:
+        self.network, self.seen = network, []
+        network.to = lambda device: self.seen.append(device)
+
+
+def colocated(config: RunConfig) -> RunConfig:
+    return replace(config, cluster=ClusterConfig(placement=Placement.colocated))
+
+
+def test_in_turns_the_learner_comes_learns_and_goes(network: Build, groups: list[Group]) -> None:
+    resting = network()
+    moves = Moves(resting)
+    core = LearnerCore(resting, colocated(run_config(MIRROR)))
+    assert moves.seen == [], "it waits in the host's memory"
+    core.device = torch.device("cpu")
+    report = core.update(groups)
+    assert moves.seen == [core.device, torch.device("cpu")]
+    assert {"hybrid/onload_seconds", "hybrid/offload_seconds"} <= report.metrics.keys()
+    for name in report.metrics:
+        require_documented(name)
+    alone = make_core(network, MIRROR)
+    plain = alone.update(groups)
+    assert not any(name.startswith("hybrid") for name in plain.metrics)
+    assert torch.equal(weights(core), weights(alone)), "where it rests changes no bit"
+
+
+@pytest.mark.parametrize("loss", [MIRROR, GRPO, DECOUPLED, PENALISED, PositivesConfig()])
+def test_a_row_is_scored_and_judged_where_it_is(network: Build, groups: list[Group], loss: LossConfig) -> None:
+    """On a device without memory: an operand that was left on the processor could not meet the others."""
+    core, meta = make_core(network, loss), torch.device("meta")
+    accounts = Accounts()
+    batches = samples_of(groups, core.loss, core.config.reward, core._rule(), accounts)
+    ((rows, scale),) = [core._rows(batch, True, accounts) for batch in core._minibatches(batches)]
+    core.device = meta
+    for part in (core.network, core._fixed_network):
+        if part is not None:
+            part.to(meta)
+    row = rows[0].to(meta)
+    assert row.to(meta) is row
+    logprob, entropy = score_row(core.network, row, core.loss.needs_entropy)
+    reference = logprob.detach() if core.loss.needs_reference else None
+    inputs = core._inputs(row, logprob, entropy, reference)
+    output = core.loss(inputs, scale)
+    output.loss.backward()
+    found = [logprob, inputs.advantage, inputs.num_tokens, output.loss, *output.metrics.values()]
+    found += [parameter.grad for parameter in core.network.parameters()]
+    assert {tensor.device.type for tensor in found} == {"meta"}

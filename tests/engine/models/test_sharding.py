@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
+from engine.learn.forward import score_row
 from engine.learn.packing import pack
-from engine.learn.step import score_row
 from engine.models.policy import published_tensors
 from engine.models.ranks import ALONE, Ranks
 from engine.models.sharding import (

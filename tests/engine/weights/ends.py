@@ -1,0 +1,111 @@
+"""Both ends of every channel that can be tried here, and what a test does to the bytes between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from engine.config.cluster import WeightsConfig
+from engine.weights.broadcast import BroadcastReceiver, BroadcastSender
+from engine.weights.cuda_ipc import CudaIpcReceiver, CudaIpcSender
+from engine.weights.nccl import CHANNEL as NCCL
+from engine.weights.object_store import LocalStore, ObjectStoreReceiver, ObjectStoreSender
+from engine.weights.shared_memory import SharedMemoryReceiver, SharedMemorySender
+from tests.engine.weights.file_memory import FileMemory
+from tests.engine.weights.socket_communicators import SocketCommunicators
+
+
+class Ends:
+    """One channel: makes senders and receivers, flips bytes, and says what is left."""
+
+    between_processes = True
+    device = torch.device("cpu")
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.config = WeightsConfig(folder=str(folder), bucket_mib=1, deadline_s=20.0, gather_s=0.05)
+
+    def spoil(self, manifest):
+        """Flip a byte of the second bucket on its way."""
+        self.flip(Path(manifest.location), 2**20 + 17)
+
+    def flip(self, path, offset):
+        with path.open("r+b") as file:
+            file.seek(offset)
+            byte = file.read(1)[0]
+            file.seek(offset)
+            file.write(bytes([byte ^ 1]))
+
+    def left(self):
+        return sorted(path.name for path in self.folder.iterdir())
+
+
+class SharedMemory(Ends):
+    def sender(self, dtype=None):
+        return SharedMemorySender(self.config, "run", dtype)
+
+    def receiver(self, amid=None):
+        return SharedMemoryReceiver(self.config, "run")
+
+
+class ObjectStore(Ends):
+    between_processes = False
+
+    def sender(self, dtype=None):
+        return ObjectStoreSender(self.config, "run", LocalStore(), dtype)
+
+    def receiver(self, amid=None):
+        return ObjectStoreReceiver(self.config, LocalStore())
+
+    def spoil(self, manifest):
+        data = LocalStore._shelves[manifest.location][1]
+        data.flags.writeable = True
+        data[17] ^= 1
+
+    def left(self):
+        return list(LocalStore._shelves)
+
+
+class Broadcast(Ends):
+    """The protocol of channel nccl, over sockets."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.spoiled = False
+
+    def sender(self, dtype=None):
+        return BroadcastSender(self.config, NCCL, SocketCommunicators(), dtype)
+
+    def receiver(self, amid=None):
+        def flipping(bucket, index):
+            if self.spoiled and index == 1:
+                bucket[17] ^= 1
+
+        return BroadcastReceiver(self.config, NCCL, SocketCommunicators(amid or flipping))
+
+    def spoil(self, manifest):
+        self.spoiled = True
+
+
+class CudaIpc(Ends):
+    """The protocol of channel cuda_ipc, over files."""
+
+    def memory(self):
+        return FileMemory(self.folder)
+
+    def sender(self, dtype=None):
+        return CudaIpcSender(self.config, "run", self.memory(), dtype)
+
+    def receiver(self, amid=None):
+        return CudaIpcReceiver(self.config, "run", self.memory())
+
+    def spoil(self, manifest):
+        self.flip(Path(bytes.fromhex(manifest.location.rpartition("#")[2]).decode()), 2**20 + 17)
+
+
+CHANNELS: dict[str, Callable[[Path], Ends]] = {
+    "shared_memory": SharedMemory, "object_store": ObjectStore, "nccl over sockets": Broadcast,
+    "cuda_ipc over files": CudaIpc,
+}

@@ -1,0 +1,53 @@
+import json
+
+import pytest
+
+from engine.errors import RunFolderError
+from tests.tools.run_folders import write_run
+from tools.story.folder import RunStory
+
+
+def test_a_whole_run(tmp_path):
+    story = RunStory.read(write_run(tmp_path / "run"))
+    assert (story.name, story.missing, story.seconds) == ("smoke", (), 4.0)
+    assert story.ledger["trajectories"]["trained"] == 64
+    assert len(story.samples) == 40
+
+
+def test_a_run_cut_off_tells_what_there_is_and_what_is_missing(tmp_path):
+    folder = write_run(tmp_path / "run", whole=False)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write('{"update": 3, "sec')
+    story = RunStory.read(folder)
+    assert story.summary is None
+    assert "2 of 4 updates" in " ".join(story.missing)
+    assert story.ledger["tokens"] | {"dropped": {}} == {
+        "generated": 320, "carried_loss": 256, "masked": {"zero_advantage": 64}, "dropped": {}, "buffered": 0,
+        "in_transit": 0}
+    assert story.ledger["trajectories"]["buffered"] == 1
+    assert story.seconds == 2.0
+
+
+def test_a_run_that_died_at_once_is_a_story_too(tmp_path):
+    folder = write_run(tmp_path / "run", whole=False)
+    for name in ("metrics.jsonl", "samples.jsonl", "ledger.msgpack"):
+        (folder / name).unlink()
+    story = RunStory.read(folder)
+    assert story.curves.updates == 0
+    assert {"No version was evaluated.", "The ledger is empty."} <= set(story.missing)
+
+
+def test_a_damaged_journal_is_followed_as_far_as_it_goes(tmp_path):
+    folder = write_run(tmp_path / "run", whole=False)
+    with (folder / "ledger.msgpack").open("ab") as file:
+        file.write(b"\x00\x00")
+    assert "as far as it can be followed" in " ".join(RunStory.read(folder).missing)
+
+
+def test_what_is_no_run_folder_or_damaged_is_refused(tmp_path):
+    with pytest.raises(RunFolderError, match="no run folder"):
+        RunStory.read(tmp_path)
+    folder = write_run(tmp_path / "run")
+    (folder / "summary.json").write_text(json.dumps({"updates": 4})[:-3])
+    with pytest.raises(RunFolderError, match=r"summary\.json is damaged"):
+        RunStory.read(folder)

@@ -1,0 +1,52 @@
+import json
+
+from tests.tools.run_folders import write_run
+from tools.pages.lanes import Stretch
+from tools.story.folder import RunStory
+from tools.story.work import covered, idle_shares, trace_lanes, waits, work_lanes
+
+EVENTS = [
+    {"ph": "M", "name": "thread_name", "pid": 1, "tid": 1, "args": {"name": "generator-0#1"}},
+    {"ph": "X", "name": "decode", "pid": 1, "tid": 1, "ts": 500_000, "dur": 400_000, "args": {}},
+    {"ph": "i", "s": "g", "name": "training begins", "pid": 1, "tid": 1, "ts": 1_000_000},
+    {"ph": "X", "name": "decode", "pid": 1, "tid": 1, "ts": 1_000_000, "dur": 2_000_000, "args": {}},
+    {"ph": "X", "name": "step", "pid": 1, "tid": 1, "ts": 1_500_000, "dur": 100_000, "args": {}},
+    {"ph": "X", "name": "wait: room in the window", "pid": 1, "tid": 1, "ts": 3_000_000, "dur": 2_000_000, "args": {}},
+    {"ph": "s", "name": "trajectory", "id": 1, "pid": 1, "tid": 1, "ts": 1_000_000},
+]
+
+
+def write_trace(folder, end="\n]\n"):
+    (folder / "trace.json").write_text("[\n" + ",\n".join(map(json.dumps, EVENTS)) + end)
+
+
+def test_lanes_of_a_trace_begin_with_training_and_a_torn_end_is_no_harm(tmp_path):
+    for end in ("\n]\n", ',\n{"ph": "X", "na'):
+        write_trace(tmp_path, end)
+        ((name, stretches),) = trace_lanes(tmp_path / "trace.json")
+        assert name == "generator-0#1"
+        assert stretches == [Stretch(0.0, 2.0, "decode"), Stretch(0.5, 0.6, "step"),
+                             Stretch(2.0, 4.0, "room in the window", True)]
+    assert waits([(name, stretches)]) == [("generator-0", "room in the window", 2.0)]
+
+
+def test_idle_is_what_no_work_covers(tmp_path):
+    folder = write_run(tmp_path / "run")
+    told = idle_shares(RunStory.read(folder))
+    assert told == {"generator-0": 0.25, "learner": 0.5}, "incarnations are one actor"
+    write_trace(folder)
+    story = RunStory.read(folder)
+    assert idle_shares(story) == {"generator-0": 0.5}, "the trace knows better, and a wait is no work"
+    assert "trace.json" in work_lanes(story)[1]
+
+
+def test_without_a_trace_the_learner_alone_is_known_by_time(tmp_path):
+    story = RunStory.read(write_run(tmp_path / "run", whole=False))
+    ((name, stretches),), origin = work_lanes(story)
+    assert (name, len(stretches)) == ("learner", 2)
+    assert "no trace.json" in origin
+    assert idle_shares(story) == {"learner": 0.5}
+
+
+def test_work_beyond_the_end_does_not_count():
+    assert covered([Stretch(0, 4, "a"), Stretch(1, 2, "b")], 3) == 3

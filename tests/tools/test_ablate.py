@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from actors.launch import CONFIG_FOLDER
+from tests.tools.story.test_work import write_trace
+from tools import ablate
+from tools.ablation.arms import ArmConfig
+from tools.ablation.matching import match_arms, undeclared
+from tools.ablation.matrix import cells_of
+from tools.report import report
+
+SHIPPED = sorted(file.stem for file in (CONFIG_FOLDER / "ablation").glob("*.yaml"))
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+# What a reader would trip over: texts of one drawing that lie on each other, and anything wider than the page.
+LOOK = """
+const found = [];
+for (const svg of document.querySelectorAll("svg")) {
+  const texts = [...svg.querySelectorAll("text")].map(t => [t.textContent, t.getBoundingClientRect()]);
+  texts.forEach(([a, p], i) => texts.slice(i + 1).forEach(([b, q]) => {
+    if (Math.min(p.right, q.right) - Math.max(p.left, q.left) > 1 &&
+        Math.min(p.bottom, q.bottom) - Math.max(p.top, q.top) > 3) found.push(a + " on " + b); }));
+}
+if (document.documentElement.scrollWidth > window.innerWidth) found.push("wider than the page");
+for (const e of document.querySelectorAll("h1, h2, p, figure"))
+  if (e.getBoundingClientRect().right > window.innerWidth) found.push("cut off: " + e.textContent.slice(0, 40));
+document.title = "LOOKED " + JSON.stringify(found);
+"""
+
+
+def call(monkeypatch, *arguments) -> int:
+    monkeypatch.setattr(sys, "argv", ["ablate", *map(str, arguments)])
+    with pytest.raises(SystemExit) as ended:
+        ablate.main()
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_ablation_can_run_and_declares_its_differences(name):
+    config = ablate.load([f"ablation={name}"])
+    assert config.name == name
+    assert config.about
+    assert undeclared(config, match_arms(config)) == []
+    assert f"`{name}`" in (CONFIG_FOLDER.parent / "docs/ablation.md").read_text()
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    (["ablation=async_vs_snyc"], "async_vs_sync"),
+    ([], "ablation"),
+    (["ablation=staleness", "only=[bound_9]"], "did you mean 'bound_"),
+    (["ablation=staleness", "metrics=[learn/los]"], "did you mean 'learn/loss'"),
+    (["ablation=staleness", "seds=[1]"], "did you mean 'seeds'"),
+])
+def test_a_mistyped_word_is_refused_with_the_nearest(monkeypatch, capsys, arguments, said):
+    assert call(monkeypatch, *arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_what_lies_there_is_reported_without_a_run(matrix, monkeypatch, capsys):
+    config, _ = matrix(cut=("ahead", 1), report_only=True)
+    monkeypatch.setattr(ablate, "load", lambda overrides: config)
+    assert call(monkeypatch) == 1, "one run is not complete"
+    said = capsys.readouterr().out
+    assert "ahead seed 1: The run was cut off" in said
+    assert "page: " in said
+    folder = Path(config.dir)
+    assert json.loads((folder / "ablation.json").read_text())["name"] == "trial"
+    assert {file.suffix for file in folder.glob("ablation.*")} == {".json", ".csv", ".md", ".html"}
+
+
+def test_differences_that_nobody_declared_are_warned_of(ablation, capsys):
+    arms = [ArmConfig("a"), ArmConfig("b", ["schedule.batch_groups=2"])]
+    base = ["experiment=smoke", "learning.keep_checkpoints=${schedule.batch_groups}"]
+    ablate.ablate(ablation(base=base, arms=arms, report_only=True))
+    assert "warning: Arms a and b differ in more than they say: learning.keep_checkpoints" in capsys.readouterr().out
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed to look at pages with")
+@pytest.mark.parametrize("width", [1280, 800])
+def test_pages_are_legible(matrix, tmp_path, width):
+    config, cells = matrix(cut=("ahead", 1), report_only=True)
+    ablate.ablate(config)
+    write_trace(cells[0].folder)
+    report(cells[0].folder, tmp_path / "report.html")
+    for page in (Path(config.dir) / "ablation.html", tmp_path / "report.html"):
+        looked = tmp_path / "looked.html"
+        looked.write_text(page.read_text().replace("</body>", f"<script>{LOOK}</script></body>"))
+        assert CHROMIUM is not None
+        command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
+                   f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", looked.as_uri()]
+        seen = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+        (found,) = re.findall(r"<title>LOOKED (.*?)</title>", seen)
+        assert json.loads(found) == []
+
+
+@pytest.mark.slow
+def test_an_ablation_runs_goes_on_and_takes_over(tmp_path):
+    command = [sys.executable, "-m", "tools.ablate", "ablation=staleness", f"dir={tmp_path}", "seeds=[0]",
+               "base=[experiment=smoke,schedule=async]", "only=[bound_0,bound_1]", "amount=2"]
+    first = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert "[2/2] bound_1 seed 0: 2 updates" in first
+    again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
+    assert again.count("taken over") == 2
+    config = ablate.load(command[3:])
+    assert all(cell.summary for cell in cells_of(config, match_arms(config)))

@@ -1,0 +1,9 @@
+"""Arms beside each other: what ``tools.ablate`` is made of.
+
+- ``arms``: the options of an ablation; ``matching``: equal updates, samples or seconds, equal prompts, no difference
+  that nobody declared
+- ``cells``: one run of an arm and a seed; ``matrix``: all of them, in order or side by side, taken up again
+- ``measures``: numbers of one run; ``interval``: over seeds; ``causes``: a speed-up taken apart
+- ``outcome``: all of it as one tree, and as CSV; ``tables``, ``plots``, ``sheet``: as tables and as a page
+- ``simulated``: what the planner says of separate devices, beside what was measured
+"""
