@@ -34,7 +34,7 @@ def split(samples: Sequence[Sample], ranks: int, row_tokens: int, share_prompts:
     plans = (_plan(useful, ranks, row_tokens, share_prompts, width, divisor) for divisor in _DIVISORS)
     steps = min(plans, key=lambda plan: _lockstep_cost(plan, width))
     columns = [step if index % 2 == 0 else step[::-1] for index, step in enumerate(steps)]
-    return [[build_row(bin) if (bin := column[rank]) else blank_row() for column in columns]
+    return [[build_row(column[rank]) if column[rank] else blank_row() for column in columns]
             for rank in range(ranks)]
 
 

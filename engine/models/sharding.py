@@ -117,7 +117,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def local(tensor: Tensor) -> Tensor:
     """The rows that are here, over the same memory."""
-    rows: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    rows: Tensor = tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return rows
 
 

@@ -1,5 +1,7 @@
 """One name for several learners: all are asked, the first one answers, any of them can fail."""
 
+from pathlib import Path
+
 import pytest
 
 from actors.cluster import SerialCluster, ask
@@ -51,7 +53,7 @@ def heard():
 @pytest.fixture
 def group(heard):
     group = LearnerGroup(SerialCluster(), ["learner", "learner-1", "learner-2"], 5.0)
-    group.start("learner", Rank, {"heard": heard}, cpus=1.0, threads=2)
+    group.start("learner", Rank, {"heard": heard}, threads=2)
     group.start("other", Other, {})
     yield group
     group.close()
@@ -101,6 +103,27 @@ def test_killing_the_learner_kills_all_of_it(group, heard):
     assert heard == [(rank, "close", None) for rank in range(3)]
     with pytest.raises(ActorError, match="ended before"):
         ask(group, "learner", "update", "groups", deadline_s=1.0)
+
+
+def test_every_rank_has_a_place_and_the_learner_lives_where_the_first_does():
+    class Places(SerialCluster):
+        def __init__(self):
+            super().__init__()
+            self.asked = []
+
+        def reserve(self, actors):
+            self.asked.append(list(actors))
+
+        def look(self, name, path):
+            return f"home of {name}", name != "learner-1"
+
+    cluster = Places()
+    group = LearnerGroup(cluster, ["learner", "learner-1"], 1.0)
+    group.reserve(["replay", "learner", "judge"])
+    group.reserve(["generator-0"])
+    assert cluster.asked == [["learner", "learner-1", "replay", "judge"], ["generator-0"]]
+    assert group.look("learner", Path()) == ("home of learner", False), "not all of it sees the folder"
+    assert group.look("judge#1", Path()) == ("home of judge#1", True)
 
 
 def test_one_learner_needs_no_group(config):
