@@ -62,6 +62,21 @@ def trace_lanes(file: Path) -> list[Lane]:
     return sorted(lanes, key=lambda one: one[0])
 
 
+def decode_steps(story: RunStory) -> int:
+    """Decoding steps that generators took, all versions together; 0 without a trace.
+
+    A step decodes one token for every slot that is taken, so that their number, unlike their time, is the same on a
+    busy machine.
+    """
+    file, names, steps = story.path / "trace.json", {}, 0
+    for event in read_events(file) if file.exists() else ():
+        if event["ph"] == "M" and event["name"] == "thread_name":
+            names[event["tid"]] = event["args"]["name"]
+        elif event["ph"] == "X" and event["name"] == "decode" and names.get(event["tid"], "").startswith("generator"):
+            steps += int(event["args"].get("steps", 0))
+    return steps
+
+
 def idle_shares(story: RunStory) -> dict[str, float]:
     """Actor -> share of the training time (0..1) in which it did not work.
 
