@@ -103,7 +103,7 @@ def test_pages_are_legible(matrix, tmp_path, width):
 @pytest.mark.slow
 def test_an_ablation_runs_goes_on_and_takes_over(tmp_path):
     command = [sys.executable, "-m", "tools.ablate", "ablation=staleness", f"dir={tmp_path}", "seeds=[0]",
-               "base=[experiment=smoke,schedule=async]", "only=[bound_0,bound_1]", "amount=2"]
+               "base=['experiment=smoke','schedule=async']", "only=[bound_0,bound_1]", "amount=2"]
     first = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
     assert "[2/2] bound_1 seed 0: 2 updates" in first
     again = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout
