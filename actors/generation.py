@@ -7,7 +7,7 @@ whatever gathered meanwhile: newer weights first, then a cut, then new work.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from engine.errors import ActorError
 from engine.records import event as ev
@@ -67,6 +67,14 @@ class Generation:
         """Newer weights for everybody; a version that nobody took yet is skipped."""
         for box in self._boxes.values():
             box.weights = manifest
+
+    def picture(self) -> dict[str, dict[str, Any]]:
+        """What each generator's next call would take along, as plain data."""
+        return {
+            name: {"work": list(box.work), "weights": None if box.weights is None else str(box.weights.version),
+                   "cut": box.cut, "open_requests": box.open_requests, "behind": box.behind, "busy": box.busy}
+            for name, box in self._boxes.items()
+        }
 
     def wake(self) -> None:
         """Whoever slept lost its weights, and receives the newest with the next call."""

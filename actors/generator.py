@@ -10,13 +10,9 @@ import torch
 from actors.object_store import open_object_store
 from engine.config.cluster import Placement
 from engine.config.run import RunConfig
-from engine.config.schedule import InFlight
 from engine.errors import WeightChannelError
 from engine.faults import reach
-from engine.generate.native import NativeSampler
-from engine.models.decoder import Decoder
-from engine.models.device import torch_device
-from engine.models.policy import DTYPES
+from engine.generate.samplers import build_sampler
 from engine.models.tokenizer import PolicyTokenizer
 from engine.records.work import Delivery, GeneratorOrder, GeneratorReport
 from engine.trace import now, recording, since, span
@@ -26,8 +22,7 @@ from engine.weights.channel import open_receiver
 class Generator:
     """Samples under the weights that it was last sent."""
 
-    def __init__(self, config: RunConfig, name: str, folder: str, run_id: str, slots: int,
-                 threads: int) -> None:
+    def __init__(self, config: RunConfig, name: str, folder: str, run_id: str, slots: int, threads: int) -> None:
         """Build the sampler; weights come with the first order.
 
         Args:
@@ -38,8 +33,6 @@ class Generator:
             slots: trajectories that decode at once.
             threads: compute threads.
         """
-        from transformers import AutoConfig
-
         self._name = name
         self._role = name.partition("#")[0].partition("-")[0]
         self._threads = threads
@@ -47,19 +40,10 @@ class Generator:
         self._traced = config.run.trace
         torch.set_num_threads(threads)
         tokenizer = PolicyTokenizer.from_folder(Path(folder), config.rollout.stop_token_ids)
-        rollout, generator = config.rollout, config.generator
-        context = generator.context_tokens or rollout.max_prompt_tokens + rollout.max_response_tokens
-        # At bound 0 nothing is older, and a generator that took over must repeat the bits of the one it follows.
-        park = self._mode is InFlight.keep_cache and config.schedule.max_staleness > 0
         # Who takes turns on a device is born asleep.
         self._takes_turns = self._asleep = config.cluster.placement is Placement.colocated
-        decoder = Decoder(AutoConfig.from_pretrained(folder), DTYPES[generator.precision], context,
-                          torch_device(config.cluster.device), bare=self._asleep)
-        self.sampler = NativeSampler(
-            decoder, slots, generator.prefill_tokens, context_tokens=context,
-            stop_ids=tokenizer.stop_ids, repetition=rollout.repetition, seed=config.seed, park=park,
-            asleep=self._asleep,
-        )
+        self.sampler = build_sampler(config, folder, slots=slots, threads=threads, stop_ids=tokenizer.stop_ids,
+                                     name=name, asleep=self._asleep)
         self._receiver = open_receiver(config.weights, run_id, open_object_store(config))
         reach(f"{self._role}.start")
 

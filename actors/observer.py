@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from actors.display import Display
 from engine.config.base import as_dict
 from engine.config.run import RunConfig
 from engine.evaluation import EvaluationResult
-from engine.metrics import Meters, MetricsWriter
+from engine.meters import Meters
+from engine.metrics import MetricsWriter
 from engine.records.prompt import Prompt
 from engine.records.trajectory import FinishReason, Trajectory, Verdict
 from engine.records.update import UpdateReport
 from engine.records.work import GeneratorReport, Progress
+from engine.replay.selection_bias import SelectionBias
 from engine.run_folder import RunFolder
 
 
@@ -47,8 +49,7 @@ def overlap_seconds(left: Sequence[tuple[float, float]], right: Sequence[tuple[f
     return total
 
 
-def _shown(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}"
+SHOWN_UPDATES = 120
 
 
 class Observer:
@@ -74,9 +75,12 @@ class Observer:
         self._last_tokens = 0
         self.accuracy: dict[int, float] = {}
         self.examples: dict[str, Sequence[tuple[str, str, bool]]] = {}
-        self._live = sys.stdout.isatty() and not config.run.quiet
-        self._shown = ""
-        self._length = 0.0
+        self.rewards: deque[float] = deque(maxlen=SHOWN_UPDATES)
+        """Mean total reward of the last updates."""
+        self.latest: dict[str, float] = {}
+        """Metrics of the last update."""
+        self.selection = SelectionBias()
+        self._display = Display(config)
 
     # ---- what happens --------------------------------------------------------------------------
 
@@ -141,7 +145,9 @@ class Observer:
         self._count_overlap(report.busy)
         self.busy["learner"] += report.busy[1] - report.busy[0]
         tokens = self.totals["generated_tokens"] - self._last_tokens
-        values = self._meters.reduce() | dict(report.metrics) | dict(extra)
+        values = self._meters.reduce() | dict(report.metrics) | dict(extra) | self.selection.metrics()
+        if alarm := self.selection.news():
+            self.say(alarm)
         values["generate/tokens_per_second"] = tokens / max(now - self._last_update, 1e-9)
         values["generate/saved_tokens"] = self.totals["saved_tokens"]
         values["learn/trained_tokens"] = report.carried_tokens
@@ -156,7 +162,10 @@ class Observer:
         self._writer.write(report.version.updates, values)
         self._meters = Meters()
         self._last_update, self._last_tokens = now, self.totals["generated_tokens"]
-        self.show(report.version.updates, values)
+        self.latest = values
+        self.rewards.append(values.get("rollout/total_reward_mean", values.get("rollout/reward_mean", 0.0)))
+        accuracy = self.accuracy[max(self.accuracy)] if self.accuracy else None
+        self._display.progress(report.version.updates, values, accuracy, self.train_seconds)
 
     def recorded(self, batch: int, tokens: int) -> None:
         """A batch was written down instead of learned from."""
@@ -189,36 +198,13 @@ class Observer:
 
     # ---- what is shown -------------------------------------------------------------------------
 
-    def show(self, updates: int, values: Mapping[str, float]) -> None:
-        """The live progress line."""
-        if self._config.run.quiet:
-            return
-        self._length = values.get("rollout/length_mean_tokens", self._length)
-        total = self._config.learning.updates
-        rate = self.train_seconds / max(updates, 1)
-        accuracy = self.accuracy[max(self.accuracy)] if self.accuracy else float("nan")
-        left = int(rate * (total - updates))
-        self._print(
-            f"update {updates}/{total}  reward {values.get('rollout/total_reward_mean', 0.0):.2f}  "
-            f"held-out {accuracy:.2f}  length {self._length:.1f}  "
-            f"staleness {values['schedule/staleness_mean_versions']:.2f}  "
-            f"{values['generate/tokens_per_second']:.0f} tokens/s  left {left // 60}:{left % 60:02d}"
-        )
-
-    def _print(self, line: str) -> None:
-        if self._live:
-            print("\r" + line.ljust(len(self._shown)), end="", flush=True)
-            self._shown = line
-        else:
-            print(line, flush=True)
-
     def say(self, text: str) -> None:
         """A sentence of its own line."""
-        if self._live and self._shown:
-            print()
-            self._shown = ""
-        if not self._config.run.quiet:
-            print(text, flush=True)
+        self._display.say(text)
+
+    def table(self, summary: Mapping[str, Any]) -> None:
+        """Before, after, and examples."""
+        self._display.table(summary, self.examples, self._folder.path)
 
     def canary(self, mean: float, largest: float) -> None:
         """Gap between behaviour and learner log-probs before the first update, nats."""
@@ -247,25 +233,9 @@ class Observer:
             "loss_carrying_fraction": carried / (carried + masked) if carried + masked else 1.0,
             "weights_digest": digest, "ledger": ledger, "seed": self._config.seed,
             "canary_gap_nats": self.totals_canary, "restarts": self.totals["restarts"], "git_commit": git_commit(),
+            "selection": self.selection.summary(),
             **{name: self.totals[name] for name in names},
         }
-
-    def table(self, summary: Mapping[str, Any]) -> None:
-        """Before, after, and examples."""
-        if self._config.run.quiet:
-            return
-        from rich.console import Console
-        from rich.table import Table
-
-        table = Table("", "before", "after", title=f"{summary['name']}: {summary['updates']} updates in "
-                      f"{summary['train_seconds']:.0f} s")
-        table.add_row("held-out accuracy", *(_shown(summary[f"accuracy_{when}"]) for when in ("before", "after")))
-        pairs = zip(self.examples.get("before", ()), self.examples.get("after", ()), strict=False)
-        for (question, first, _), (_, second, _) in list(pairs)[:4]:
-            table.add_row(question.strip()[-60:], first.strip()[:60], second.strip()[:60])
-        console = Console()
-        console.print(table)
-        console.print(f"run folder: {self._folder.path}")
 
     def state_dict(self) -> dict[str, Any]:
         """Totals that go on after a resume."""
@@ -291,6 +261,5 @@ class Observer:
 
     def close(self) -> None:
         """Flush what is written."""
-        if self._live and self._shown:
-            print()
+        self._display.close()
         self._writer.close()

@@ -119,9 +119,9 @@ class RaySession:
 
     def _init(self, run_id: str) -> Exception | None:
         """Start or join Ray; what it raised, once nothing of the attempt is left."""
-        options: dict[str, Any] = {
-            "namespace": f"perilune-{run_id}", "log_to_driver": False, "configure_logging": False,
-        }
+        # Another one for each life of a run: actors of the last may still hold their names.
+        namespace = f"perilune-{run_id}-{os.urandom(2).hex()}"
+        options: dict[str, Any] = {"namespace": namespace, "log_to_driver": False, "configure_logging": False}
         options |= {"address": running_address(self._config.address)} if self.joined else self._private(run_id)
         # Ray reads its environment when it is imported, so not before this line.
         import ray

@@ -21,18 +21,20 @@ from actors.cluster import Pending
 from actors.driver import Call, Driver
 from actors.run import StopSignal, life
 from actors.supervisor import Restarts
-from engine.config.cluster import ClusterKind
+from engine.config.cluster import ClusterKind, WeightChannelKind
 from engine.config.run import Exists, Only, RunConfig
 from engine.errors import ActorError, ConfigError, DivergedError, RunFolderError
 from engine.preflight import check
 from engine.records import arrival
 from engine.records import event as ev
 from engine.records.codec import decode
-from engine.records.trajectory import Outcome, Verdict
+from engine.records.trajectory import Outcome
+from engine.records.work import JudgeReport
 from engine.run_folder import RunFolder
-from engine.weights.shared_memory import clean_leftovers
+from engine.weights.channel_folder import clean_leftovers
 
 _ENDLESS = 2**31
+SAME_DIGESTS = (WeightChannelKind.shared_memory, WeightChannelKind.object_store)
 
 
 class RecordEnds(Exception):  # noqa: N818 - no error: a run that was cut off is repeated as far as it came
@@ -70,6 +72,8 @@ class Record:
     """A journal, and how far the repeated run has come in it."""
 
     entries: Sequence[Any]
+    digests: bool = True
+    """Its weights travelled by a channel whose digests are those of shared memory."""
     place: int = 0
     updates: int = 0
     """Committed updates that agreed."""
@@ -91,6 +95,8 @@ class Record:
             RecordEnds: none was.
         """
         recorded = self.upcoming
+        if isinstance(entry, arrival.Committed) and not self.digests:
+            entry = replace(entry, digest=getattr(recorded, "digest", ""))
         if entry != recorded:
             raise self.parted(recorded, entry)
         self.place += 1
@@ -132,6 +138,12 @@ class Reenactment(Driver):
             self._clock = upcoming.now
         return self._clock
 
+    @property
+    def time_is_up(self) -> bool:
+        """Whether it was up in the recorded run; asked just before an update is told to the controller."""
+        upcoming = self._upcoming()
+        return isinstance(upcoming, ev.Updated) and upcoming.last
+
     def _next_answer(self) -> Pending | None:
         upcoming = self._record.upcoming
         if isinstance(upcoming, ev.Ticked):
@@ -157,12 +169,12 @@ class Reenactment(Driver):
             return self._as_recorded(value, upcoming)
         return value
 
-    def _as_recorded(self, verdicts: dict[int, Verdict], judged: ev.Judged) -> dict[int, Verdict]:
+    def _as_recorded(self, report: JudgeReport, judged: ev.Judged) -> JudgeReport:
         recorded = {item.trajectory_id: item for item in judged.items}
-        if recorded.keys() != verdicts.keys():
-            raise self._record.parted(judged, f"verdicts on {sorted(verdicts)}")
+        if recorded.keys() != report.verdicts.keys():
+            raise self._record.parted(judged, f"verdicts on {sorted(report.verdicts)}")
         taken = {}
-        for key, verdict in verdicts.items():
+        for key, verdict in report.verdicts.items():
             item = recorded[key]
             score = item.score if item.outcome is Outcome.ok else math.nan
             same = item.outcome is verdict.outcome and item.correct == verdict.correct
@@ -170,7 +182,7 @@ class Reenactment(Driver):
                 self._record.judged_otherwise.append(key)
                 verdict = replace(verdict, outcome=item.outcome, score=score, correct=item.correct)
             taken[key] = verdict
-        return taken
+        return replace(report, verdicts=taken)
 
     def _checkpoint(self, command: ev.WriteCheckpoint) -> None:
         if not isinstance(self._upcoming(), arrival.Resumed):
@@ -190,8 +202,9 @@ def in_one_process(config: RunConfig, folder: Path) -> RunConfig:
     if config.train.only is Only.learn:
         raise ConfigError("train.only", "learn", "a run on recorded rollouts has no order of arrivals to repeat")
     section = replace(config.run, dir=str(folder), exists=Exists.overwrite, quiet=True, wandb=False,
-                      dump_rollouts=False)
-    return replace(config, run=section, cluster=replace(config.cluster, kind=ClusterKind.serial))
+                      dump_rollouts=False, trace=False)
+    weights = replace(config.weights, channel=WeightChannelKind.shared_memory, path="")
+    return replace(config, run=section, cluster=replace(config.cluster, kind=ClusterKind.serial), weights=weights)
 
 
 def reenact(config: RunConfig, recorded: Path, into: Path) -> dict[str, Any]:
@@ -206,7 +219,7 @@ def reenact(config: RunConfig, recorded: Path, into: Path) -> dict[str, Any]:
         updates and entries that agreed, whether the record is complete, both digests of the weights, where
         the two part (empty: nowhere), and trajectories that would be judged otherwise now.
     """
-    record = Record(read_arrivals(recorded / "arrivals.msgpack"))
+    record = Record(read_arrivals(recorded / "arrivals.msgpack"), config.weights.channel in SAME_DIGESTS)
     file = recorded / "summary.json"
     told = json.loads(file.read_text()) if file.exists() else {}
     report: dict[str, Any] = {"recorded": told.get("weights_digest", ""), "repeated": "", "parted": ""}

@@ -14,10 +14,15 @@ from typing import Any
 from actors import snapshot
 from actors.cluster import ask
 from actors.driver import Driver
+from actors.live_metrics import LiveMetrics
 from actors.observer import Observer
 from actors.ray_cluster import open_cluster
+from actors.stalls import Thresholds, WatchedCluster
+from actors.status import COMPLETE, CUT_OFF, STOPPED, Status, picture
+from actors.status import FILE as STATUS_FILE
 from actors.supervisor import Restarts, Supervisor
 from actors.warm_start import warm_start
+from engine.config.cluster import ClusterKind
 from engine.config.run import Only, RunConfig
 from engine.errors import ActorError, CheckpointError, ConfigError
 from engine.preflight import Checked, check, needs
@@ -111,10 +116,12 @@ def life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSigna
         PeriluneError: what ended it.
     """
     observer = Observer(config, folder)
+    for sentence in checked.said:
+        observer.say(sentence)
     model = str(checked.folder or warm_start(config, checked.prompts, observer.say))
     clean_leftovers(Path(config.weights.folder))
-    cluster = open_cluster(config.cluster, folder.run_id)
-    driver = None
+    cluster, status = _watched(config, folder, observer)
+    driver, end = None, CUT_OFF
     try:
         dumped = config.run.dump_rollouts or config.train.only is Only.rollout
         dumps = str(folder.rollouts) if dumped else ""
@@ -122,18 +129,36 @@ def life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSigna
         supervisor.start_all()
         driver = make(config, cluster, supervisor, folder, checked.prompts, checked.tokenizer, observer,
                       lambda: stop.asked)
-        opened = driver
+        opened = status.driver = driver
+        status.cluster.picture = lambda: picture(opened)
         driver.write_checkpoint = lambda: _checkpoint(opened, folder)
         stop.worth_saving = True
         _begin(driver, folder, resumed)
         driver.run()
-        return _end(driver, folder, restarts)
+        summary = _end(driver, folder, restarts)
+        end = STOPPED if driver.stopped else COMPLETE
+        return summary
     finally:
-        if driver is not None:
-            driver.close()
-        observer.close()
         stop.worth_saving = False
-        cluster.close()
+        try:
+            status.write(end)
+            if driver is not None:
+                driver.close()
+            observer.close()
+        finally:
+            cluster.close()
+
+
+def _watched(config: RunConfig, folder: RunFolder, observer: Observer) -> tuple[WatchedCluster, Status]:
+    """The cluster of a run under watch, and its status."""
+    over_ray = config.cluster.kind is ClusterKind.ray
+    deadline_s = config.cluster.call_deadline_s
+    limits = Thresholds(config.cluster.stall_warning_s or deadline_s, deadline_s) if over_ray else Thresholds()
+    watch = WatchedCluster(open_cluster(config.cluster, folder.run_id), limits, folder.path / "stalls", observer.say)
+    export = LiveMetrics(folder.path.name).show if over_ray else lambda _: None
+    status = Status(folder.path / STATUS_FILE, watch, config.learning.updates, export)
+    watch.refresh = status.refresh
+    return watch, status
 
 
 def _checkpoint(driver: Driver, folder: RunFolder) -> None:
@@ -188,3 +213,5 @@ def dry_run(config: RunConfig, config_text: str, say: Callable[[str], None] = pr
     say(config_text)
     say(json.dumps(needs(config, checked.architecture), indent=2))
     say(f"{len(checked.prompts.train)} training and {len(checked.prompts.heldout)} held-out prompts")
+    for sentence in checked.said:
+        say(sentence)

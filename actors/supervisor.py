@@ -101,14 +101,15 @@ class Supervisor:
                 f"the learner lives on machine {home}, where run.dir={self._config.run.dir!r} is missing: put it on "
                 "a file system that all machines share, checkpoints are written there"
             )
-        if self._config.weights.channel is not WeightChannelKind.shared_memory:
+        channel = self._config.weights.channel
+        if channel not in (WeightChannelKind.shared_memory, WeightChannelKind.cuda_ipc):
             return
         for name in samplers:
             machine, _ = self._cluster.look(name, run_folder)
             if machine != home:
                 raise ClusterError(
-                    f"{name} lives on machine {machine}, the learner on {home}: weights.channel=shared_memory ends at "
-                    "the border of a machine, choose weights=object_store"
+                    f"{name} lives on machine {machine}, the learner on {home}: weights.channel={channel.value} "
+                    "ends at the border of a machine, choose weights=object_store"
                 )
 
     def _start(self, role: str) -> str:

@@ -202,6 +202,7 @@ class Tracer:
 
     def _draw_arrows(self, actor: str, value: Any, at: float) -> None:
         assert self._writer is not None
+        report = _update(value)
         if isinstance(value, GeneratorReport):
             ids: Collection[int] = [delivery.trajectory_id for delivery in value.deliveries]
         elif isinstance(value, JudgeReport):
@@ -211,10 +212,10 @@ class Tracer:
             ids = [key for key, group in self._followed.items() if group in groups]
         for key in ids:
             if key in self._followed:
-                self._writer.arrow(actor, key, at, "f" if isinstance(value, tuple) else "t")
-        if isinstance(value, tuple):
+                self._writer.arrow(actor, key, at, "t" if report is None else "f")
+        if report is not None:
             self._forget(self._training)
-            self._mark(value[0])
+            self._mark(report)
 
     def _forget(self, group_ids: Collection[int]) -> None:
         gone = set(group_ids)
@@ -226,6 +227,7 @@ class Tracer:
             "updates": report.version.updates, "committed": report.committed, "groups": len(self._training),
             "tokens": report.carried_tokens + sum(report.masked_tokens.values()),
             "carried": report.carried_tokens,
+            "staleness": {str(age): tokens for age, tokens in sorted(report.staleness.items())},
         }
         self._writer.moment(DRIVER, f"{VERSION} {report.version.updates}", now(), args)
 
@@ -250,10 +252,15 @@ def role_of(actor: str) -> str:
     return actor.partition("#")[0].partition("-")[0]
 
 
+def _update(value: Any) -> UpdateReport | None:
+    """Of a learner's answer."""
+    parts = value if isinstance(value, tuple) else ()
+    return next((part for part in parts if isinstance(part, UpdateReport)), None)
+
+
 def _spans(value: Any) -> Sequence[Span]:
-    if isinstance(value, tuple) and value and isinstance(value[0], UpdateReport):
-        return value[0].spans
-    return value.spans if isinstance(value, GeneratorReport | JudgeReport) else ()
+    report = value if isinstance(value, GeneratorReport | JudgeReport) else _update(value)
+    return () if report is None else report.spans
 
 
 def _extent(value: Any, spans: Sequence[Span], received: float) -> tuple[float, float]:
@@ -261,8 +268,8 @@ def _extent(value: Any, spans: Sequence[Span], received: float) -> tuple[float, 
     told = [(one.start, one.stop) for one in spans]
     if isinstance(value, GeneratorReport):
         told += value.busy
-    elif isinstance(value, tuple) and spans:
-        told.append(value[0].busy)
+    elif (report := _update(value)) is not None:
+        told.append(report.busy)
     return min((start for start, _ in told), default=received), max((stop for _, stop in told), default=received)
 
 

@@ -12,6 +12,7 @@ from engine.records import event as ev
 from engine.records.manifest import Manifest
 from engine.records.trajectory import DropReason
 from engine.records.update import UpdateReport
+from engine.replay.selection_bias import STALE, LeftGroup
 
 if TYPE_CHECKING:
     from actors.driver import Driver
@@ -42,9 +43,13 @@ class Training:
         """Hand complete groups to the learner; over Ray they pass from replay without the driver."""
         driver, ids = self._driver, command.group_ids
         for group_id in ids:
-            prompt_id = driver.controller.roster.groups[group_id].prompt_id
+            group = driver.controller.roster.groups[group_id]
             correct = driver.judging.forget(self.members[group_id])
-            driver.draw.observe(prompt_id, sum(correct) / len(correct), len(correct))
+            driver.draw.observe(group.prompt_id, sum(correct) / len(correct), len(correct))
+            age = driver.controller.version.updates - group.oldest
+            lost = STALE if age > driver.config.schedule.max_staleness else ""
+            lengths = [member.length for member in group.members]
+            self._left(group.prompt_id, lengths, correct, lost, age)
         groups = driver.cluster.call("replay", "take", ids, driver.controller.version.updates)
         if self._records:
             driver.later(lambda tokens: self._recorded(ids, tokens), "learner", "record", self.batches, groups)
@@ -87,6 +92,14 @@ class Training:
     def _leave(self, group_ids: tuple[int, ...]) -> list[int]:
         return [key for group_id in group_ids for key in self.members.pop(group_id)]
 
+    def _left(self, prompt_id: str, lengths: list[int], correct: list[bool], lost: str, age: int = 0) -> None:
+        """A group was trained or lost: the meter of selection bias hears of it."""
+        prompt = self._driver.prompts.by_id[prompt_id]
+        self._driver.observer.selection.left(LeftGroup(
+            length=sum(lengths) / len(lengths), success=sum(correct) / len(correct) if correct else None,
+            labels=(prompt.kind, *prompt.tags), age=age, lost=lost,
+        ))
+
     def published(self, _: ev.Publish) -> None:
         """The learner wrote the weights with its update; generators learn of them now."""
         assert self.manifest is not None, "an update that is published has a manifest"
@@ -105,9 +118,10 @@ class Training:
     def drop(self, command: ev.DropGroup) -> None:
         """A group leaves without being trained."""
         driver = self._driver
-        driver.replay("forget", command.group_id)
+        lengths = driver.replay("forget", command.group_id)
         members = self.members.pop(command.group_id)
-        driver.judging.forget(members)
+        correct = driver.judging.forget(members)
+        self._left(command.prompt_id, list(lengths.values()), correct, command.reason.value)
         driver.ledger.drop(members, command.reason)
         if command.quarantine:
             driver.draw.quarantine(command.prompt_id)

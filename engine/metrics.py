@@ -1,4 +1,4 @@
-"""Metrics by documented names: ``room/name_unit``, gathered in meters, written once per update.
+"""Metrics by documented names: ``room/name_unit``, written once per update.
 
 Every name has one line of meaning in :data:`DOCUMENTED`; a name without one is refused where it is
 recorded, so that no plot shows a number that nobody can explain. Values cover one update.
@@ -13,13 +13,15 @@ import re
 import socket
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum
 from pathlib import Path
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MultilineChartContent
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from engine.errors import ConfigError, RunFolderError, nearest_name
@@ -96,6 +98,14 @@ DOCUMENTED: dict[str, str] = {
     "replay/unfinished_trajectories": "trajectories in replay that wait to go on",
     "replay/tokens": "sampled tokens that replay holds",
     "replay/fenced_deliveries": "deliveries refused because their lease had ended",
+    "selection/lost_fraction": "share of the groups that left in the window without being trained, filters apart",
+    "selection/generated_length_mean_tokens": "mean length of all groups that left in the window",
+    "selection/trained_length_mean_tokens": "mean length of those that were trained",
+    "selection/trained_age_mean_versions": "mean age of the oldest token of a trained group, in versions",
+    "selection/length_distance": "largest difference of the length distributions of trained and generated groups",
+    "selection/success_distance": "the same for their success rates",
+    "selection/kind_share_min": "smallest share of a kind or tag among trained groups over that among generated",
+    "selection/alarm": "1 where trained groups differ from generated ones by more than chance",
     "checkpoint/seconds": "time to write a checkpoint",
     "hybrid/sleep_seconds": "time until all who sample had left shared devices, running evaluations included",
     "hybrid/onload_seconds": "time to bring the learner's weights and moments to a shared device",
@@ -107,6 +117,30 @@ DOCUMENTED: dict[str, str] = {
     **{f"ledger/masked_{k}_tokens": f"tokens trained without loss: {v}" for k, v in _MASKED.items()},
 }
 """Metric name to one line of meaning. Extend it with :func:`document`."""
+
+LAYOUT: dict[str, dict[str, tuple[str, ...]]] = {
+    "Does it learn": {
+        "reward": ("rollout/reward_mean", "rollout/total_reward_mean", "rollout/correct_fraction"),
+        "held out": ("heldout/accuracy", "heldout/mean_at_k", "heldout/pass_at_k"),
+        "length in tokens": ("rollout/length_mean_tokens", "heldout/length_mean_tokens"),
+        "how answers end": ("rollout/truncated_fraction", "rollout/repetition_fraction"),
+    },
+    "Is it sound": {
+        "staleness in versions": ("schedule/staleness_mean_versions", "schedule/staleness_max_versions"),
+        "behaviour against learner": ("learn/logprob_gap_mean_nats", "learn/behaviour_kl"),
+        "loss": ("learn/loss", "learn/gradient_norm"),
+        "entropy in nats": ("learn/entropy", "learn/entropy_mean_nats"),
+        "trained against generated": ("selection/length_distance", "selection/success_distance",
+                                      "selection/kind_share_min", "selection/alarm"),
+        "loss-carrying fraction": ("learn/loss_carrying_fraction",),
+    },
+    "Is it fast": {
+        "tokens per second": ("generate/tokens_per_second",),
+        "seconds": ("schedule/update_seconds", "learn/seconds", "publish/seconds", "judge/seconds"),
+        "what replay holds": ("replay/groups", "replay/unfinished_trajectories"),
+    },
+}
+"""Category -> chart -> metrics that TensorBoard shows in one plot, under Custom Scalars."""
 
 
 def document(name: str, text: str) -> None:
@@ -134,85 +168,6 @@ def require_documented(name: str) -> None:
         raise ValueError(f"metric {name!r} is not documented ({hint}): call metrics.document(name, text)")
 
 
-class Reduction(Enum):
-    """What a meter makes of its values."""
-
-    sum = "sum"
-    mean = "mean"
-    max = "max"
-    last = "last"
-
-
-@dataclass(slots=True)
-class _Meter:
-    reduction: Reduction
-    value: float = 0.0
-    weight: float = 0.0
-
-    def add(self, value: float, weight: float) -> None:
-        if self.reduction is Reduction.max:
-            # NaN must surface, and max() would drop it or keep it by order of arrival.
-            seen = self.weight > 0 and (math.isnan(self.value) or self.value > value)
-            self.value = self.value if seen else value
-        elif self.reduction is Reduction.last:
-            self.value = value
-        else:
-            self.value += value * weight
-        self.weight += weight
-
-    def result(self) -> float:
-        return self.value / self.weight if self.reduction is Reduction.mean else self.value
-
-
-class Meters:
-    """Values gathered between two writes.
-
-    Example:
-        >>> (meters := Meters()).mean("rollout/reward_mean", 1.0)
-        >>> meters.mean("rollout/reward_mean", 0.0, weight=3)
-        >>> meters.reduce()
-        {'rollout/reward_mean': 0.25}
-    """
-
-    def __init__(self) -> None:
-        self._meters: dict[str, _Meter] = {}
-
-    def sum(self, name: str, value: float) -> None:
-        """Add to a total."""
-        self._add(Reduction.sum, name, value, 1.0)
-
-    def mean(self, name: str, value: float, weight: float = 1.0) -> None:
-        """Add to a mean; ``weight`` says how many values this one stands for, and 0 changes nothing."""
-        self._add(Reduction.mean, name, value, weight)
-
-    def max(self, name: str, value: float) -> None:
-        """Keep the largest; a NaN stays."""
-        self._add(Reduction.max, name, value, 1.0)
-
-    def last(self, name: str, value: float) -> None:
-        """Keep the latest."""
-        self._add(Reduction.last, name, value, 1.0)
-
-    def reduce(self) -> dict[str, float]:
-        """One number per name, in order of names; the meters start anew."""
-        reduced = {name: meter.result() for name, meter in sorted(self._meters.items())}
-        self._meters.clear()
-        return reduced
-
-    def _add(self, reduction: Reduction, name: str, value: float, weight: float) -> None:
-        require_documented(name)
-        if weight < 0:
-            raise ValueError(f"metric {name!r}: weight {weight} is negative, give a count")
-        if weight == 0:
-            return
-        meter = self._meters.setdefault(name, _Meter(reduction))
-        if meter.reduction is not reduction:
-            raise ValueError(
-                f"metric {name!r} is a {meter.reduction.value}, not a {reduction.value}: choose one"
-            )
-        meter.add(float(value), weight)
-
-
 class MetricsWriter:
     """Appends ``metrics.jsonl``, TensorBoard events and, if asked, W&B.
 
@@ -237,6 +192,7 @@ class MetricsWriter:
         name = f"events.out.tfevents.{int(time.time())}.{socket.gethostname()}.{time.time_ns()}"
         self._events = RecordWriter((events / name).open("wb"))
         self._event(file_version="brain.Event:2")
+        self._event(summary=_layout_summary())
 
     def write(self, update: int, values: Mapping[str, float]) -> None:
         """Append one line: ``update``, ``seconds`` since the run began (earlier lives included), values.
@@ -289,6 +245,20 @@ class MetricsWriter:
     def _event(self, **fields: Any) -> None:
         self._events.write(Event(wall_time=time.time(), **fields).SerializeToString())
         self._events.flush()
+
+
+def _layout_summary() -> Summary:
+    """How TensorBoard groups the scalars; each tag there is a regular expression."""
+    layout = Layout(category=[
+        Category(title=title, chart=[
+            Chart(title=chart, multiline=MultilineChartContent(tag=[f"^{re.escape(name)}$" for name in names]))
+            for chart, names in charts.items()
+        ])
+        for title, charts in LAYOUT.items()
+    ])
+    tensor = TensorProto(dtype=DT_STRING, string_val=[layout.SerializeToString()])
+    value = Summary.Value(tag=CONFIG_SUMMARY_TAG, tensor=tensor, metadata=create_summary_metadata())
+    return Summary(value=[value])
 
 
 def _start_wandb(run_dir: Path, config: Mapping[str, Any] | None) -> Any:

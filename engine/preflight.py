@@ -7,7 +7,6 @@ result says what the run would need.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from dataclasses import dataclass, fields
@@ -16,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from engine.config.cluster import ClusterKind
+from engine.config.cluster import ClusterKind, WeightChannelKind
 from engine.config.model import ModelSource
-from engine.config.rollout import GeneratorKind, Precision
+from engine.config.rollout import Precision
 from engine.config.run import RunConfig
 from engine.errors import ConfigError, ModelError
+from engine.generate.samplers import check_sampler
 from engine.losses.objective import build_loss
 from engine.models.device import torch_device
 from engine.models.policy import model_folder
 from engine.models.tokenizer import PolicyTokenizer, character_tokenizer
 from engine.prompts.prompt_set import PromptSet, load_prompts
 from engine.rewards.judge import check_kind
+from engine.weights.requirements import check_channel
 
 BYTES = {Precision.float32: 4, Precision.bfloat16: 2}
 
@@ -41,6 +42,8 @@ class Checked:
     """Of the first weights; None for a policy that is made from nothing."""
     architecture: dict[str, Any]
     """The model's config.json; empty for a policy made from nothing."""
+    said: tuple[str, ...]
+    """Sentences for whoever starts the run: what it may count on less than usual."""
 
 
 def check(config: RunConfig) -> Checked:
@@ -52,8 +55,7 @@ def check(config: RunConfig) -> Checked:
         PromptError: prompt source.
     """
     build_loss(config.loss)
-    if config.generator.kind is not GeneratorKind.native:
-        raise ConfigError("generator.kind", config.generator.kind.value, "only native is built in here")
+    check_channel(config)
     if config.cluster.kind is ClusterKind.serial or config.cluster.address == "local":
         torch_device(config.cluster.device)
     prompts = load_prompts(config.prompts)
@@ -70,7 +72,7 @@ def check(config: RunConfig) -> Checked:
         context = int(architecture.get("max_position_embeddings", 0))
     _check_lengths(config, prompts, tokenizer, context)
     _check_room(config, architecture)
-    return Checked(prompts, tokenizer, folder, architecture)
+    return Checked(prompts, tokenizer, folder, architecture, tuple(check_sampler(config, architecture)))
 
 
 def _check_lengths(config: RunConfig, prompts: PromptSet, tokenizer: PolicyTokenizer, context: int) -> None:
@@ -135,15 +137,12 @@ def _asked_of_ray(config: RunConfig) -> dict[str, float]:
 
 def _check_room(config: RunConfig, architecture: dict[str, Any]) -> None:
     need = needs(config, architecture)
-    channel = Path(config.weights.folder)
-    if not channel.is_dir() or not os.access(channel, os.W_OK):
-        raise ConfigError("weights.folder", config.weights.folder, "give a folder that can be written, "
-                          "best in memory")
-    free = shutil.disk_usage(channel).free
-    if free < need["weight_channel_bytes"]:
-        raise ConfigError("weights.folder", config.weights.folder,
-                          f"two versions of the weights take {need['weight_channel_bytes']} bytes, {free} "
-                          "are free: enlarge it (docker: --shm-size) or choose another folder")
+    if config.weights.channel is WeightChannelKind.shared_memory:
+        free = shutil.disk_usage(config.weights.folder).free
+        if free < need["weight_channel_bytes"]:
+            raise ConfigError("weights.folder", config.weights.folder,
+                              f"two versions of the weights take {need['weight_channel_bytes']} bytes, {free} "
+                              "are free: enlarge it (docker: --shm-size) or choose another folder")
     if not np.isfinite(config.rollout.temperature):
         raise ConfigError("rollout.temperature", config.rollout.temperature, "give a finite number")
     if config.model.source is not ModelSource.scratch and not need["parameters"]:

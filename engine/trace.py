@@ -120,7 +120,6 @@ class TraceWriter:
     def __init__(self, path: Path, max_bytes: int) -> None:
         self._path = path
         self._max_bytes = max_bytes
-        self._lanes: dict[str, int] = {}
         self._pending: list[str] = []
         self._flushed = time.monotonic()
         self._closed = self.full = False
@@ -128,6 +127,8 @@ class TraceWriter:
             self._size = _reopen(path)
         except OSError as error:
             raise RunFolderError(f"{path} cannot be written ({error}): free the disk or give it back") from error
+        # An actor of a later life goes on in the lane of its name.
+        self._lanes = {one["args"]["name"]: one["tid"] for one in read_trace(path) if one["name"] == "thread_name"}
 
     def lane(self, name: str) -> int:
         """Number of an actor's lane; a new one is named in the file."""
@@ -155,7 +156,7 @@ class TraceWriter:
                    "pid": 1, "tid": self.lane(lane), "ts": _micros(at)})
 
     def _add(self, event: Mapping[str, Any]) -> None:
-        if self.full:
+        if self.full or self._closed:
             return
         line = json.dumps(event, separators=(",", ":"))
         if self._size + len(line) > self._max_bytes:
@@ -204,11 +205,16 @@ def _reopen(path: Path) -> int:
         path.write_text("[\n" + json.dumps(first, separators=(",", ":")))
         return path.stat().st_size
     data = path.read_bytes()
-    end = len(data) - len(_TAIL) if data.endswith(_TAIL) else len(data)
-    while end > 2 and not _is_event(data[data.rfind(b"\n", 0, end) + 1 : end]):
-        end = max(data.rfind(b",\n", 0, end), 0)
-    os.truncate(path, end)
-    return end if end else _reopen(path)
+    end = len(data)
+    while end > 0:
+        first = data.rfind(b"\n", 0, end) + 1
+        line = data[first:end].rstrip(b",")
+        if _is_event(line):
+            os.truncate(path, first + len(line))
+            return first + len(line)
+        end = first - 1
+    path.unlink()
+    return _reopen(path)
 
 
 def _is_event(line: bytes) -> bool:

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, Qwen2
 from engine.config.rollout import RepetitionConfig
 from engine.config.schedule import InFlight
 from engine.generate.native import NativeSampler
+from engine.generate.sampler import Sampler
 from engine.models.decoder import Decoder
 from engine.models.packed import ATTENTION_NAME, Block, register_packed_attention
 from engine.models.policy import head_weight, hidden_states, published_tensors
@@ -104,7 +105,7 @@ def ask(trajectory_id: int, prompt: np.ndarray, limit: int = 16, **fields: Any) 
     return Request(trajectory_id, prompt_tokens=prompt, max_response_tokens=limit, **values)
 
 
-def drain(sampler: NativeSampler, most_steps: int = 5000) -> list[Delivery]:
+def drain(sampler: Sampler, most_steps: int = 5000) -> list[Delivery]:
     """Step until nothing is left; in the order of leaving."""
     deliveries: list[Delivery] = []
     for _ in range(most_steps):

@@ -1,4 +1,4 @@
-"""Measure the loop: updates beside TRL, steps and sequences beside transformers, vLLM and our own references.
+"""Measure the loop: steps and sequences beside TRL, transformers, vLLM and our own references; what a trace costs.
 
 ``python -m tools.bench_loop --json results.json``; every comparison takes turns within one run, A B A B.
 Ratios above 1 mean that Perilune is the quicker one.
@@ -25,11 +25,11 @@ from transformers.utils import logging
 
 from engine.errors import PeriluneError
 from engine.models.packaged_model import packaged_model_folder
-from tools.bench import controller, decode_bound, generate, learner, publish, sampler, update
+from tools.bench import controller, decode_bound, generate, learner, publish, sampler, trace, update
 from tools.bench.subject import SMALL, Amounts, Subject, small_model
 from tools.bench.timing import load_average, machine, show
 
-SUBJECTS = ("controller", "publish", "bound", "sampler", "generate", "learner", "update")
+SUBJECTS = ("controller", "publish", "bound", "sampler", "generate", "learner", "update", "trace")
 
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -58,6 +58,7 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "generate": lambda: generate.measure(subject, asked.repeats, asked.vllm_python),
         "learner": lambda: learner.measure(subject, asked.repeats),
         "update": lambda: update.measure(subject, asked.repeats, asked.trl_rows),
+        "trace": lambda: _traced(asked),
     }
     results: dict[str, Any] = {"machine": machine(), "model": folder.name}
     show(results)
@@ -67,6 +68,11 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
         show(found)
         results |= found
     return results
+
+
+def _traced(asked: argparse.Namespace) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as scratch:
+        return trace.measure(Path(scratch), asked.repeats, asked.small)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

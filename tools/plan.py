@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from actors.launch import build, register_schemas
+from actors.simulation.costs import Measured
 from actors.simulation.forecast import LENGTHS, OTHERS, OWN, SCHEDULE, Forecast, forecast
 from actors.simulation.world import Prediction
 from engine.config.run import RunConfig
@@ -75,10 +76,10 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def row(name: str, found: Prediction) -> list[str]:
-    """Cells of a predicted run."""
+def row(name: str, found: Prediction | Measured) -> list[str]:
+    """Cells of a run, predicted or measured."""
     ages = " ".join(f"{age}:{share:.0%}" for age, share in found.staleness.items())
-    idle = [f"{found.idle[role]:.0%}" for role in ROLES]
+    idle = [f"{found.idle[role]:.0%}" if role in found.idle else "" for role in ROLES]
     return [name, f"{found.seconds_per_update:.3g}", f"{found.samples_per_second:.4g}",
             f"{found.tokens_per_second:.4g}", ages, *idle]
 
@@ -92,8 +93,7 @@ def show(found: Sequence[tuple[str, Forecast]]) -> None:
     measured = first.measured
     heads = ("", "s/update", "samples/s", "tokens/s", "staleness", *(f"{role} idle" for role in ROLES))
     table = Table(*heads)
-    table.add_row("measured", f"{measured.seconds_per_update:.3g}", f"{measured.samples_per_second:.4g}",
-                  f"{measured.tokens_per_second:.4g}")
+    table.add_row(*row("measured", measured))
     table.add_row(*row("the same, predicted", first.itself))
     for name, one in found:
         if name:
@@ -111,18 +111,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     asked = options(sys.argv[1:] if arguments is None else arguments)
     found: list[tuple[str, Forecast]] = []
     try:
-        for changes in combinations(asked.changes):
-            name = " ".join(f"{key}={value}" for key, value in changes.items())
-            if asked.lengths != "run":
-                name = f"{name} {asked.lengths}".strip()
-            found.append((name, plan(asked.folder, changes, asked.lengths)))
+        rows = combinations(asked.changes)
+        for changes in rows:
+            # What all rows have in common is said once, on the command line.
+            own = {key: value for key, value in changes.items() if any(row[key] != value for row in rows)}
+            name = " ".join(f"{key}={value}" for key, value in own.items()) or "as changed"
+            changed = bool(changes) or asked.lengths != "run"
+            found.append((name if changed else "", plan(asked.folder, changes, asked.lengths)))
     except (PeriluneError, OmegaConfBaseException) as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
     show(found)
     if asked.json is not None:
-        rows: list[dict[str, Any]] = [{"changes": name, **one.as_dict()} for name, one in found]
-        asked.json.write_text(json.dumps(rows, indent=2) + "\n")
+        whole: list[dict[str, Any]] = [{"changes": changes, "lengths": asked.lengths, **one.as_dict()}
+                                       for changes, (_, one) in zip(rows, found, strict=True)]
+        asked.json.write_text(json.dumps(whole, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -84,6 +84,10 @@ class Measured:
     samples_per_second: float
     dull: float
     """Share of groups that were replaced because their rewards were all equal."""
+    staleness: Mapping[int, float] = field(default_factory=dict)
+    """Versions -> share of the tokens that carried loss."""
+    idle: Mapping[str, float] = field(default_factory=dict)
+    """Role -> share of time in which its actors did not work."""
 
 
 def line(amounts: Sequence[float], seconds: Sequence[float], weights: Sequence[float] | None = None) -> Line:
@@ -122,8 +126,16 @@ def measure(folder: Path, config: RunConfig) -> Measured:
     lengths, dull = _journal(folder / "ledger.msgpack")
     tokens = sum(one.amounts["tokens"] for one in life.commits)
     samples = sum(one.amounts["groups"] for one in life.commits) * config.rollout.samples_per_prompt
+    staleness = {age: count / life.staleness.total() for age, count in sorted(life.staleness.items())}
     return Measured(fit(life, config), lengths, updates, seconds / updates, tokens / seconds,
-                    samples / seconds, dull)
+                    samples / seconds, dull, staleness, _idle(life, seconds))
+
+
+def _idle(life: Life, seconds: float) -> dict[str, float]:
+    busy: defaultdict[str, list[float]] = defaultdict(list)
+    for actor, spans in life.work.items():
+        busy[role_of(actor)].append(float(Busy(spans).within(0.0, seconds)))
+    return {role: 1 - sum(worked) / len(worked) / seconds for role, worked in busy.items()}
 
 
 def _journal(path: Path) -> tuple[tuple[int, ...], float]:
@@ -228,7 +240,8 @@ def _transport(life: Life, serial: bool) -> dict[str, float]:
         if one.start - free > _IDLE_S:
             found[role].append(one.amounts["out_s"] - one.amounts["ran_s"])
         free = one.stop
-    return {role: float(np.median(times)) if role == "judge" else _mean(times) for role, times in found.items()}
+    return {role: max(float(np.median(times)) if role == "judge" else _mean(times), 0.0)
+            for role, times in found.items()}
 
 
 def _prompt_tokens(life: Life, config: RunConfig) -> float:

@@ -13,7 +13,7 @@ from typing import Any
 from actors.simulation.costs import Costs, Line, Measured, measure
 from actors.simulation.machine import Machines
 from actors.simulation.world import Prediction, Scenario, World
-from engine.config.cluster import ClusterKind
+from engine.config.cluster import ClusterKind, Placement
 from engine.config.run import RunConfig
 from engine.config.schedule import InFlight, Refill, ScheduleConfig, Straggler
 from engine.errors import ConfigError, nearest_name
@@ -52,7 +52,7 @@ class Forecast:
     def as_dict(self) -> dict[str, Any]:
         """Plain data, for JSON."""
         measured = {name: getattr(self.measured, name) for name in (
-            "updates", "seconds_per_update", "tokens_per_second", "samples_per_second")}
+            "updates", "seconds_per_update", "tokens_per_second", "samples_per_second", "staleness", "idle")}
         return {
             "measured": measured, "itself": asdict(self.itself), "error": self.error,
             "predicted": asdict(self.predicted), "costs": asdict(self.measured.costs),
@@ -206,10 +206,12 @@ def forecast(folder: Path, config: RunConfig, changes: Mapping[str, str], length
         predicted = itself
     else:
         predicted = World(scenario, costs, lengths_of(lengths, measured, longest, own.seed)).run()
-    return Forecast(measured, itself, predicted, scenario, _assumptions(own, scenario, lengths, measured))
+    said = _assumptions(own, scenario, lengths, measured, config.cluster.placement)
+    return Forecast(measured, itself, predicted, scenario, said)
 
 
-def _assumptions(own: Scenario, scenario: Scenario, lengths: str, measured: Measured) -> tuple[str, ...]:
+def _assumptions(own: Scenario, scenario: Scenario, lengths: str, measured: Measured,
+                 placement: Placement) -> tuple[str, ...]:
     """What a prediction rests on, in sentences."""
     costs = measured.costs
     said = [f"answers are as long as {'those of the run' if lengths == 'run' else lengths}"]
@@ -220,6 +222,8 @@ def _assumptions(own: Scenario, scenario: Scenario, lengths: str, measured: Meas
         said.append(f"all share one machine: every other that computes slows an actor by {costs.contention:.0%}")
     else:
         said.append("all take turns in one process")
+    if scenario.machines is not Machines.separate and placement is Placement.colocated:
+        said.append("turns on shared devices are not modelled: generators and learner compute side by side")
     if scenario.slots != own.slots:
         said.append(f"a slot more or less changes a decode step by {costs.row * 1e6:.3g} us")
     if scenario.learners > 1:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 
 from actors.tracing import BEGINS, DRIVER, VERSION, role_of
 from engine.records.span import Span
+
+ANSWERS = ("generator: advance", "evaluator: advance", "judge: judge", "learner: update")
+"""What the driver does again and again."""
 
 
 @dataclass(slots=True)
@@ -25,6 +28,8 @@ class Life:
     """Role -> what the driver did with its answers."""
     checkpoints: list[Span] = field(default_factory=list)
     commits: list[Span] = field(default_factory=list)
+    staleness: Counter[int] = field(default_factory=Counter)
+    """Versions -> tokens that carried loss."""
     first_look: list[Span] = field(default_factory=list)
     """What evaluators did before training began."""
 
@@ -46,19 +51,20 @@ def read_life(events: Sequence[Mapping[str, Any]]) -> Life:
             continue
         start = (event["ts"] - begins) / 1e6
         one = Span(event["name"], start, start + event.get("dur", 0) / 1e6, event.get("args", {}))
-        _sort(life, names.get(event["tid"], ""), one)
+        _sort(life, names.get(event["tid"], ""), one, event.get("args", {}).get("staleness", {}))
     return life
 
 
-def _sort(life: Life, actor: str, one: Span) -> None:
+def _sort(life: Life, actor: str, one: Span, ages: Mapping[str, int]) -> None:
     if one.start < 0:
         if role_of(actor) == "evaluator":
             life.first_look.append(one)
     elif one.kind.startswith(VERSION):
         if one.amounts["committed"]:
             life.commits.append(one)
+            life.staleness.update({int(age): count for age, count in ages.items()})
     elif actor == DRIVER:
-        if "out_s" in one.amounts:
+        if one.kind in ANSWERS:
             life.answers[one.kind.partition(":")[0]].append(one)
         elif one.kind == "checkpoint":
             life.checkpoints.append(one)

@@ -118,7 +118,12 @@ PERILUNE_INLINE bool any(Ints mask) {
 // Cody and Waite's reduction, then a Taylor polynomial of degree 6 on |f| <= ln(2) / 2.
 PERILUNE_INLINE Floats exponential(Floats x) {
   const Floats kRound = all(12582912.0f);  // 1.5 * 2^23: the sum holds the rounded integer in its low bits
+#if PERILUNE_WIDE  // what lies below is left out at the end, so it need not be bounded
+  __mmask16 kept = _mm512_cmp_ps_mask((__m512)x, (__m512)all(-87.0f), _CMP_NLT_UQ);
+  Floats bounded = x;
+#else
   Floats bounded = x < all(-87.0f) ? all(-87.0f) : x;
+#endif
   Floats shifted = bounded * 1.44269504f + kRound;
   Floats n = shifted - kRound;
   Floats f = bounded - n * 0.693145752f;
@@ -129,8 +134,12 @@ PERILUNE_INLINE Floats exponential(Floats x) {
   p = p * f + 0.5f;
   p = p * f + 1.0f;
   p = p * f + 1.0f;
+#if PERILUNE_WIDE
+  return (Floats)_mm512_maskz_scalef_ps(kept, (__m512)p, (__m512)n);
+#else
   Floats power = (Floats)(((Words)shifted << 23) + 0x3f800000u);
   return x < all(-87.0f) ? all(0.0f) : p * power;
+#endif
 }
 
 PERILUNE_INLINE void multiply(Words a, uint32_t by, Words& high, Words& low) {

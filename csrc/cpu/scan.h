@@ -29,8 +29,22 @@ static __attribute__((noinline)) void accumulate(const float* c, int rows, Float
   store(state.weighted, (old_weighted + old_sum * shift) * keep + (weighted[0] + weighted[1]));
 }
 
+// Whether one of a tile's targets may be among `rows` rows; most blocks hold none.
+PERILUNE_INLINE bool may_hold(const int64_t* target, int64_t first_row, int rows) {
+#if PERILUNE_WIDE
+  __m512i first = _mm512_set1_epi64(first_row), count = _mm512_set1_epi64(rows);
+  __mmask8 low = _mm512_cmplt_epu64_mask(_mm512_sub_epi64(_mm512_loadu_si512(target), first), count);
+  __mmask8 high = _mm512_cmplt_epu64_mask(_mm512_sub_epi64(_mm512_loadu_si512(target + 8), first), count);
+  return (low | high) != 0;
+#else
+  (void)target, (void)first_row, (void)rows;
+  return true;
+#endif
+}
+
 PERILUNE_INLINE void pick_targets(const float* c, int rows, int64_t first_row, const float* scale,
                                   const int64_t* target, TileState& state) {
+  if (!may_hold(target, first_row, rows)) return;
   for (int t = 0; t < kTile; ++t) {
     int64_t row = target[t] - first_row;
     if (row >= 0 && row < rows) state.chosen[t] = c[row * 32 + t] * scale[t];

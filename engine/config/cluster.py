@@ -138,6 +138,9 @@ class ClusterConfig(Config):
     """Seconds that actors may wait for their place in the cluster, and then for each other's first answer."""
     call_deadline_s: float = 600.0
     """Seconds any one call to an actor may take."""
+    stall_warning_s: float = 120.0
+    """Seconds without a word from an actor that was asked something, after which a sentence and a picture of all
+    queues tell of it; 0: none before the deadline."""
     max_restarts: int = 3
     """Restarts of actors within ``restart_window_s`` before the run gives up."""
     restart_window_s: float = 300.0
@@ -149,6 +152,8 @@ class ClusterConfig(Config):
         for name in ("start_deadline_s", "call_deadline_s", "restart_window_s"):
             value = getattr(self, name)
             require(value > 0, f"cluster.{name}", value, "give seconds above 0")
+        require(self.stall_warning_s >= 0, "cluster.stall_warning_s", self.stall_warning_s,
+                "give seconds, or 0 for no warning before the deadline")
         require(self.object_store_mib >= 80, "cluster.object_store_mib", self.object_store_mib,
                 "Ray needs at least 80 MiB")
         require(self.max_restarts >= 0, "cluster.max_restarts", self.max_restarts, "give 0 or more")

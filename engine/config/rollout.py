@@ -80,6 +80,38 @@ class RolloutConfig(Config):
 
 
 @dataclass
+class VllmConfig(Config):
+    """What ``generator.kind=vllm`` needs besides; see docs/vllm.md."""
+
+    enforce_eager: bool = False
+    """Neither compile nor capture CUDA graphs: starts in seconds instead of minutes, decodes slower."""
+    gpu_memory_utilization: float = 0.4
+    """Share of the device's memory for one engine; the evaluator has one of its own."""
+    kv_cache_gib: float = 0.0
+    """Size of the key-value cache; 0: what the share leaves, and on a CPU what all slots need at their longest."""
+    max_num_batched_tokens: int = 0
+    """Tokens of one pass, prefill included; 0: vLLM's own choice."""
+    prefix_caching: bool = True
+    """Requests of one version share the keys of a common prompt."""
+    start_timeout_s: float = 600.0
+    """Seconds until the engine must decode, sleep, wake, or serve other weights."""
+    step_timeout_s: float = 120.0
+    """Seconds without a token, while requests are open, after which the engine counts as dead."""
+
+    def validate(self) -> None:
+        """See :class:`Config`."""
+        require(0.0 < self.gpu_memory_utilization <= 1.0, "generator.vllm.gpu_memory_utilization",
+                self.gpu_memory_utilization, "give a share above 0 and up to 1")
+        require(self.kv_cache_gib >= 0.0, "generator.vllm.kv_cache_gib", self.kv_cache_gib, "give 0 or more GiB")
+        require(self.max_num_batched_tokens >= 0, "generator.vllm.max_num_batched_tokens",
+                self.max_num_batched_tokens, "give 0 or more tokens")
+        require(self.start_timeout_s > 0.0, "generator.vllm.start_timeout_s", self.start_timeout_s,
+                "give seconds above 0")
+        require(self.step_timeout_s > 0.0, "generator.vllm.step_timeout_s", self.step_timeout_s,
+                "give seconds above 0")
+
+
+@dataclass
 class GeneratorConfig(Config):
     """The sampler inside each generator actor."""
 
@@ -94,6 +126,7 @@ class GeneratorConfig(Config):
     precision: Precision = Precision.bfloat16
     steps_per_call: int = 8
     """Tokens decoded per slot between two looks at the inbox: the latency of joins and swaps."""
+    vllm: VllmConfig = field(default_factory=VllmConfig)
 
     def validate(self) -> None:
         """See :class:`Config`."""
@@ -106,3 +139,6 @@ class GeneratorConfig(Config):
                 "give at least 1 token")
         require(self.steps_per_call >= 1, "generator.steps_per_call", self.steps_per_call,
                 "give at least 1 step")
+        batched = self.vllm.max_num_batched_tokens
+        require(self.kind is not GeneratorKind.vllm or batched == 0 or batched >= self.slots,
+                "generator.vllm.max_num_batched_tokens", batched, f"give 0, or at least generator.slots={self.slots}")

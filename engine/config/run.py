@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from engine.config.base import Config, require
-from engine.config.cluster import ClusterConfig, Placement, WeightsConfig
+from engine.config.cluster import ClusterConfig, Placement, WeightChannelKind, WeightsConfig
 from engine.config.learning import Baseline, LearningConfig, LossConfig, MirrorDescentConfig
 from engine.config.model import ModelConfig, ModelSource
 from engine.config.prompts import PromptsConfig
@@ -143,13 +143,20 @@ class RunConfig(Config):
                 f"the longest response takes {rounds} rounds, so finished siblings of slow "
                 f"trajectories would lose their loss; give at least {rounds - 1}, or a larger "
                 "schedule.round_budget_tokens")
-        apart = self.cluster.placement is Placement.disaggregated
-        require(apart or schedule.rounds, "cluster.placement", "colocated",
-                "with schedule=async generators sample while the learner learns, so they cannot take turns on a "
-                "device; choose schedule=iterative, which cuts at the round budget, schedule=sync, or disaggregated")
+        if self.cluster.placement is Placement.colocated:
+            self._check_turns()
         context = self.generator.context_tokens
         need = self.rollout.max_prompt_tokens + self.rollout.max_response_tokens
         require(context == 0 or context >= need, "generator.context_tokens", context,
                 f"prompt and response budgets need {need} tokens")
         require(self.train.only is not Only.learn or bool(self.train.rollouts), "train.rollouts",
                 self.train.rollouts, "train.only=learn reads a folder of rollouts, name it")
+
+    def _check_turns(self) -> None:
+        """Generators and learner must be able to take turns on a device."""
+        require(self.schedule.rounds, "cluster.placement", "colocated",
+                "with schedule=async generators sample while the learner learns, so they cannot take turns on a "
+                "device; choose schedule=iterative, which cuts at the round budget, schedule=sync, or disaggregated")
+        require(self.weights.channel is not WeightChannelKind.nccl, "weights.channel", "nccl",
+                "NCCL refuses two processes on one GPU, as colocated generators and learner are; choose "
+                "weights=shared_memory or weights=object_store")

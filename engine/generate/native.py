@@ -27,7 +27,7 @@ from engine.generate.cache import ParkedSlots, SlotTable
 from engine.generate.partial import OpenTrajectory
 from engine.generate.passes import Passes
 from engine.generate.repetition import RepetitionWatch
-from engine.generate.sampler import StagedWeights
+from engine.generate.sampler import Abilities, StagedWeights
 from engine.generate.stop import StopRule
 from engine.models.decoder import Decoder
 from engine.ops.sample import random_key
@@ -44,6 +44,8 @@ _NO_WEIGHTS = PolicyVersion(0, -1)
 
 class NativeSampler:
     """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
+
+    abilities = Abilities(counter_streams=True, equal_bits=True)
 
     def __init__(self, decoder: Decoder, slots: int, prefill_tokens: int, *, context_tokens: int,
                  stop_ids: Iterable[int], repetition: RepetitionConfig, seed: int, park: bool = False,
@@ -211,8 +213,7 @@ class NativeSampler:
         cut = lengths >= self._cut_length[ready]
         deliveries = []
         for row in np.flatnonzero(ended | cut):
-            token, length, limit = int(tokens[row]), int(lengths[row]), int(limits[row])
-            reason = self._stop.reason(token, length, limit, bool(looping[row]))
+            reason = self._stop.reason(int(tokens[row]), int(lengths[row]), int(limits[row]), bool(looping[row]))
             deliveries.append(self._leave(int(ready[row]), reason))
         return deliveries
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -28,6 +29,18 @@ class StagedWeights(Protocol):
         """Name -> tensor, tied names included."""
 
 
+@dataclass(frozen=True, slots=True)
+class Abilities:
+    """What a sampler promises beyond the protocol; whoever depends on it asks."""
+
+    counter_streams: bool
+    """The random number of a token depends on run, trajectory, attempt and position alone: a trajectory that
+    was cut continues its stream anywhere."""
+    equal_bits: bool
+    """Neither neighbours nor the moment of joining change a bit of a trajectory: the same work gives the same
+    tokens and log-probs again, so async at bound 0 equals sync, and a resumed run the uninterrupted one."""
+
+
 class Sampler(Protocol):
     """Continues trajectories. One step is one token for every occupied slot.
 
@@ -35,6 +48,7 @@ class Sampler(Protocol):
     changes what a trajectory will say.
     """
 
+    abilities: Abilities
     version: PolicyVersion
     """Of the weights that sample the next token."""
     digest: str

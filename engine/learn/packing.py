@@ -65,8 +65,11 @@ class PackedRow:
         """The row with its tensors on a device; the same one where they are there."""
         if self.tokens.device == device:
             return self
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return PackedRow(**{n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()})
+        moved: dict[str, Any] = {}
+        for name in (field.name for field in fields(self)):
+            value = getattr(self, name)
+            moved[name] = value.to(device) if isinstance(value, Tensor) else value
+        return PackedRow(**moved)
 
 
 def _clusters(samples: Sequence[Sample], budget: int, share: bool) -> list[list[Sample]]:

@@ -72,14 +72,12 @@ def _packed_attention(
     return span_attention(queries, keys, values, row_spans, scale)[None], None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """The spans say what is visible, so no dense mask is built."""
-
-
 def register_packed_attention() -> None:
-    """Make ``attn_implementation="perilune_packed"`` known to transformers; safe to call again."""
+    """Make ``attn_implementation="perilune_packed"`` known to transformers; safe to call again.
+
+    No mask goes with it, since the spans say what is visible: transformers then neither builds one nor waits for a
+    GPU to say whether the positions are those of several sequences.
+    """
     from transformers import AttentionInterface
-    from transformers.masking_utils import AttentionMaskInterface
 
     AttentionInterface.register(ATTENTION_NAME, _packed_attention)
-    AttentionMaskInterface.register(ATTENTION_NAME, _no_mask)

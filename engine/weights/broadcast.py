@@ -254,7 +254,7 @@ class BroadcastReceiver:
             self._keep([other for other in self._groups if other != meeting])
             if not isinstance(error, _Again):
                 failures.append(f"{type(error).__name__}: {error}")
-            attendance.say(want=start["key"], broken=meeting)
+            attendance.say(want=start["key"], broken=meeting, why=failures[-1][:1000])
             return None
         verify_words(manifest, memory)
         return memory

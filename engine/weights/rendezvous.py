@@ -90,7 +90,9 @@ class Member:
     took: str = ""
     """The version it acknowledged last."""
     attempts: int = 0
-    """Rounds for the publication asked for that failed."""
+    """Rounds for the publication asked for, until one succeeded."""
+    why: str = ""
+    """Why one of them failed, in its own words where it has said so."""
     broken: list[str] = field(default_factory=list)
     """Meetings that it gave up, until the sender has noticed."""
 
@@ -201,11 +203,14 @@ class Reception:
             member.name = str(message.get("name", ""))[:200] or "a receiver"
         if "took" in message:
             member.took = str(message["took"])
+            member.attempts, member.why = 0, ""
         if "broken" in message:
             member.broken.append(str(message["broken"]))
+            member.why = str(message.get("why", ""))
         if "want" in message:
             wanted = str(message["want"])
-            member.attempts = member.attempts if wanted == member.asked else 0
+            if wanted != member.asked:
+                member.attempts, member.why = 0, ""
             member.asked = member.wants = wanted
             member.since = time.monotonic()
 

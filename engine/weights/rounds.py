@@ -7,7 +7,7 @@ memberships are kept, since making one takes longer than most broadcasts; whoeve
 
 A member that dies is noticed by its connection, one that stops answering by the deadline of the round, half of
 ``weights.deadline_s``. Either way the round is aborted, all are told, and those that ask again form the next round.
-After a few rounds that failed a receiver is told why and asks no more.
+A receiver whose rounds for one publication fail again and again is told why and asks no more.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from engine.weights.communicator import Communicator, Communicators, Watch
 from engine.weights.rendezvous import Member, Reception
 
 ATTEMPTS = 3
-"""Rounds for one publication that a receiver may see fail."""
+"""Rounds that a receiver may have for one publication."""
 _KEPT = 2
 """Communicators that stay open: of the generators together, and of one that came alone."""
 _IDLE_S = 1.0
@@ -131,15 +131,23 @@ class Rounds:
         """Serve everything that is due, the newest publication last."""
         members = self._reception.members
         for key in dict.fromkeys(member.wants for member in members if member.wants):
-            askers = [member for member in members if member.wants == key]
+            askers = self._not_failed([member for member in members if member.wants == key])
             with self._lock:
                 publication = self._offered.get(key)
             if publication is None:
                 for member in askers:
                     member.wants = ""
                     self._reception.tell(member, gone=True)
-            elif not self._awaited(publication) or self._overdue(askers):
+            elif askers and (self._overdue(askers) or not self._awaited(publication)):
                 self._round(publication, askers)
+
+    def _not_failed(self, askers: list[Member]) -> list[Member]:
+        """Those that may have another round; the others are told why not."""
+        for member in [member for member in askers if member.attempts >= ATTEMPTS]:
+            askers.remove(member)
+            member.wants = ""
+            self._reception.tell(member, failed=member.why)
+        return askers
 
     def _awaited(self, publication: Publication) -> bool:
         """Whether somebody may still come who took the version before."""
@@ -147,12 +155,13 @@ class Rounds:
                    for member in self._reception.members if publication.before)
 
     def _overdue(self, askers: list[Member]) -> bool:
-        return bool(askers) and time.monotonic() >= min(member.since for member in askers) + self._gather_s
+        return time.monotonic() >= min(member.since for member in askers) + self._gather_s
 
     def _round(self, publication: Publication, askers: list[Member]) -> None:
         """One broadcast to these members, or word to them that it failed."""
         for member in askers:
             member.wants = ""
+            member.attempts += 1
         with self._lock:
             self._sending = publication
         meeting = ""
@@ -208,15 +217,11 @@ class Rounds:
         return watch
 
     def _failed(self, askers: list[Member], error: BaseException) -> None:
-        """Let those that are left ask again, but not for ever."""
+        """Let those that are left ask again."""
+        why = str(error) if isinstance(error, WeightChannelError) else f"{type(error).__name__}: {error}"
         for member in askers:
-            member.wants = ""
-            member.attempts += 1
-            why = f"{type(error).__name__}: {error}" if not isinstance(error, WeightChannelError) else str(error)
-            if member.attempts >= ATTEMPTS:
-                self._reception.tell(member, failed=why)
-            else:
-                self._reception.tell(member, again=why)
+            member.wants, member.why = "", member.why or why
+            self._reception.tell(member, again=why)
 
     def _prune(self) -> None:
         """Give up communicators of which a member has left, or that a member gave up."""

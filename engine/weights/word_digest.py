@@ -1,9 +1,14 @@
 """The digest of bytes where they lie: one sum over 64-bit words, the same on every device.
 
 xxh3 reads on a processor; bytes on a GPU would have to travel there and, on the receiver's side, once more. The
-word digest of words w_0 .. w_{n-1} is sum_i w_i f_i modulo 2^64, where f_i is the i-th output of splitmix64 with
-its last bit set. An odd factor has an inverse, so no change within one word goes unnoticed; an error over several
-words does with a probability of about 2^-64. Integer sums have no order, so it is deterministic.
+word digest of words w_0 .. w_{n-1} is, modulo 2^64,
+
+    sum_i (x_i xor (x_i >> 32)) f_{i+1},  x_i = w_i f_i,
+
+where f_i is the i-th output of splitmix64 with its last bit set. Every step can be undone, so no change within one
+word goes unnoticed. Errors in several words go unnoticed where their sum is 0; the difference that a word makes has
+its lowest bit among the lower 32 before it meets its second factor, so this happens to one in 2^33 of them at most.
+Integer sums have no order, so the digest is deterministic.
 """
 
 from __future__ import annotations
@@ -42,7 +47,11 @@ def word_digest(memory: Tensor, most: int) -> Tensor:
         most: bytes of the largest memory in use, for which factors are made once.
     """
     words = memory.view(torch.int64)
-    return (words * _factors(most // WORD_BYTES, memory.device)[: len(words)]).sum()
+    factors = _factors(most // WORD_BYTES + 1, memory.device)
+    mixed = words * factors[: len(words)]
+    mixed ^= _shifted(mixed, 32)
+    mixed *= factors[1 : len(words) + 1]
+    return mixed.sum()
 
 
 def hexadecimal(digests: list[Tensor]) -> list[str]:

@@ -2,8 +2,8 @@
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import get_args
 
-import msgpack
 import pytest
 
 import actors.driver
@@ -13,9 +13,11 @@ from actors.driver import Driver
 from actors.generator import Generator
 from actors.judge import Judge
 from actors.observer import Observer
+from actors.reenactment import read_arrivals
 from actors.supervisor import Restarts, Supervisor
 from engine.errors import ActorError
-from engine.records.codec import decode
+from engine.records import arrival
+from engine.records import event as ev
 from engine.run_folder import RunFolder
 from tests.end_to_end.harness import ASYNC
 
@@ -58,14 +60,7 @@ def published(driver: Driver) -> None:
 def events(driver):
     """What reached the controller, as the run folder has it."""
     driver.arrivals.flush()
-    data = Path(driver.arrivals.name).read_bytes()
-    unpacker, found, start = msgpack.Unpacker(), [], 0
-    unpacker.feed(data)
-    while start < len(data):
-        unpacker.skip()
-        found.append(decode(data[start : unpacker.tell()]))
-        start = unpacker.tell()
-    return found
+    return [e for e in read_arrivals(Path(driver.arrivals.name)) if isinstance(e, get_args(ev.Event))]
 
 
 def test_a_run_makes_its_updates_and_its_inbox_reproduces_it(loop):
@@ -193,3 +188,19 @@ def test_waiting_is_cut_short_by_a_wish_to_stop(loop):
     assert len(driver._calls) == 1
     driver.wait_for("evaluator")
     assert driver._calls == []
+
+
+def test_what_arrives_is_written_down_in_the_order_in_which_it_did(loop):
+    """Answers by their place among the open calls, and deaths before what follows from them."""
+    driver = loop("cluster.max_restarts=9")
+    answers = []
+    for name in ("learner", "judge#1", "evaluator#1"):
+        driver.later(answers.append, name, "metrics")
+    driver._turn()
+    driver.died(ActorError("judge#1", "metrics", "its process died"))
+    driver.died(ActorError("judge#1", "metrics", "told once more"))
+    driver._turn()
+    assert len(answers) == 2
+    driver.arrivals.flush()
+    entries = [e for e in read_arrivals(Path(driver.arrivals.name)) if not isinstance(e, ev.Ticked)]
+    assert entries == [arrival.Answered(0), arrival.Died("judge#1"), arrival.Answered(0)]

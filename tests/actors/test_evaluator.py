@@ -12,7 +12,7 @@ from engine.records.manifest import Manifest
 from engine.records.prompt import Prompt
 from engine.records.trajectory import FinishReason, Segment, Verdict
 from engine.records.version import PolicyVersion
-from engine.records.work import Delivery, GeneratorReport
+from engine.records.work import Delivery, GeneratorReport, JudgeReport
 from tests.actors.fake_driver import changed, fake_driver
 
 MANIFEST = Manifest(PolicyVersion(0, 2), (), (), "", "", "d")
@@ -61,10 +61,10 @@ def test_answers_are_judged_and_scored_on_an_account_of_their_own(driver):
     assert (judging.actor, judging.method) == (driver.supervisor.judge, "judge")
     items = judging.arguments[0]
     assert [prompt.prompt_id for prompt, _ in items] == ["p0", "p1"], "each answer with its own question"
-    judging.answer({
+    judging.answer(JudgeReport({
         answer.trajectory_id: Verdict(float(prompt.prompt_id == "p1"), prompt.prompt_id == "p1", "", "math")
         for prompt, answer in items
-    })
+    }))
     (result,) = driver.observer.evaluated.call_args.args
     assert (result.version, result.accuracy, result.unjudged) == (MANIFEST.version, 0.5, 0)
     assert [right for _, _, right in result.examples] == [False, True]

@@ -27,7 +27,9 @@ def answered(checked, trajectory_id, text):
 def test_verdicts_come_by_trajectory(judge, checked):
     prompt = Prompt.ask("p", "What is 1 + 1?", "2", kind="exact")
     items = [(prompt, answered(checked, 7, "2")), (prompt, answered(checked, 9, "3"))]
-    verdicts = judge.judge(items)
+    report = judge.judge(items)
+    verdicts = report.verdicts
+    assert [(one.kind, one.amounts) for one in report.spans] == [("judge", {"items": 2})]
     assert {key: (v.correct, v.outcome) for key, v in verdicts.items()} == {
         7: (True, Outcome.ok), 9: (False, Outcome.ok),
     }

@@ -8,6 +8,7 @@ from engine.records import event as ev
 from engine.records.prompt import Prompt
 from engine.records.trajectory import Segment, Trajectory, Verdict
 from engine.records.version import PolicyVersion
+from engine.records.work import JudgeReport
 from tests.actors.fake_driver import fake_driver
 
 PROMPT = Prompt.ask("p", "1 + 1?", "2")
@@ -35,7 +36,7 @@ def test_verdicts_reach_replay_the_observer_and_the_controller(driver, judging):
     (asked,) = driver.asked
     assert (asked.actor, asked.method) == ("judge#1", "judge")
     assert [trajectory.trajectory_id for _, trajectory in asked.arguments[0]] == [1, 2, 3]
-    asked.answer({1: RIGHT, 2: WRONG, 3: Verdict.failed("math", "died")})
+    asked.answer(JudgeReport({1: RIGHT, 2: WRONG, 3: Verdict.failed("math", "died")}))
     driver.feed.assert_called_once_with(("event", [1, 2, 3]))
     assert [row[3].score for row in driver.observer.judged.call_args.args[0]][:2] == [1.0, 0.0]
     assert judging.forget((1, 2, 3)) == [True, False], "a failed judgement is neither"
@@ -45,12 +46,12 @@ def test_verdicts_reach_replay_the_observer_and_the_controller(driver, judging):
 def test_a_successor_is_asked_what_its_predecessor_left_open(driver, judging):
     judging.judge(ev.Judge((2, 1)))
     judging.judge(ev.Judge((3,)))
-    driver.asked.pop().answer({3: RIGHT})
+    driver.asked.pop().answer(JudgeReport({3: RIGHT}))
     driver.supervisor.judge = "judge#2"
     judging.again()
     assert driver.asked[-1].actor == "judge#2"
     assert [trajectory.trajectory_id for _, trajectory in driver.asked[-1].arguments[0]] == [1, 2]
-    driver.asked[-1].answer({1: RIGHT, 2: RIGHT})
+    driver.asked[-1].answer(JudgeReport({1: RIGHT, 2: RIGHT}))
     driver.asked.clear()
     judging.again()
     assert driver.asked == []
@@ -76,5 +77,5 @@ def test_the_text_of_a_response_falls_into_its_segments():
 def test_nobody_keeps_verdicts_of_a_dropped_group(driver, judging):
     judging.judge(ev.Judge((1,)))
     assert judging.forget((1,)) == []
-    driver.asked[0].answer({1: RIGHT})
+    driver.asked[0].answer(JudgeReport({1: RIGHT}))
     assert judging.correct == {}

@@ -9,6 +9,7 @@ from engine.config.run import RunConfig
 from engine.errors import PeriluneError
 
 EXPERIMENTS = sorted(path.stem for path in (CONFIG_FOLDER / "experiment").glob("*.yaml"))
+CLUSTERS = sorted(path.stem for path in (CONFIG_FOLDER / "cluster").glob("*.yaml"))
 LOSSES = sorted(path.stem for path in (CONFIG_FOLDER / "loss").glob("*.yaml"))
 LOSS_SCHEMAS = tuple(schema for group, _, schema in SCHEMAS if group == "loss")
 
@@ -26,6 +27,12 @@ def test_every_loss_composes(loss):
     required = ["loss.path=package.module.factory"] if loss == "dotted" else []
     config, _ = compose([f"loss={loss}", *required])
     assert isinstance(config.loss, LOSS_SCHEMAS)
+
+
+@pytest.mark.parametrize("cluster", CLUSTERS)
+def test_every_cluster_composes(cluster):
+    config, _ = compose([f"cluster={cluster}", "+cluster.resources.judge.custom.roomy=2"])
+    assert config.cluster.resources.judge.custom == {"roomy": 2.0}
 
 
 @pytest.mark.parametrize(("override", "words"), [

@@ -8,11 +8,14 @@ import pytest
 from actors.training import RECORDED, Training
 from engine.config.run import Only
 from engine.records import event as ev
+from engine.records.arrival import Committed
 from engine.records.manifest import Manifest
+from engine.records.prompt import Message, Prompt
 from engine.records.trajectory import DropReason
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
 from engine.replay.ledger import Ledger
+from engine.replay.selection_bias import LeftGroup
 from tests.actors.fake_driver import changed, fake_driver
 
 MANIFEST = Manifest(PolicyVersion(0, 1), (), (), "", "", "digest")
@@ -31,7 +34,11 @@ def training(driver):
         driver.ledger.issue(key, 0, "p")
         driver.ledger.deliver(key, 5, finished=True)
     driver.ledger.report("g#1", 10, 0)
-    driver.controller.roster.groups = {0: SimpleNamespace(prompt_id="p")}
+    members = [SimpleNamespace(length=4), SimpleNamespace(length=6)]
+    driver.controller.roster.groups = {0: SimpleNamespace(prompt_id="p", oldest=2, members=members)}
+    driver.controller.version = PolicyVersion(0, 3)
+    driver.prompts.by_id = {"p": Prompt("p", (Message("user", "?"),), "5", "math", ("hard",))}
+    driver.replay.return_value = {0: 4, 1: 6}
     driver.judging.forget.return_value = [True, False]
     made = Training(driver)
     made.members[0] = (0, 1)
@@ -55,10 +62,25 @@ def test_groups_pass_from_replay_to_the_learner_without_the_driver(driver, train
     counts = driver.ledger.counts()
     assert counts["trajectories"]["trained"] == 2
     assert (counts["tokens"]["carried_loss"], counts["tokens"]["masked"]) == (8, {"stale": 2})
+    driver.note.assert_called_once_with(Committed(PolicyVersion(0, 1), "digest"))
     driver.feed.assert_called_once_with(ev.Updated(PolicyVersion(0, 1), True))
     driver.evaluator.consider.assert_called_once_with(PolicyVersion(0, 1), MANIFEST)
     training.published(ev.Publish(MANIFEST.version))
     driver.generation.publish.assert_called_once_with(MANIFEST)
+
+
+@pytest.mark.parametrize(("bound", "lost"), [(1, ""), (0, "stale")])
+def test_the_meter_of_selection_bias_hears_of_trained_groups(driver, training, bound, lost):
+    driver.config = changed(driver.config, {"schedule.kind": "async", "schedule.max_staleness": bound}) \
+        if bound else driver.config
+    training.train(ev.Train((0,)))
+    driver.observer.selection.left.assert_called_once_with(LeftGroup(5.0, 0.5, ("math", "hard"), 1, lost))
+
+
+def test_the_meter_of_selection_bias_hears_of_lost_groups(driver, training):
+    driver.judging.forget.return_value = []
+    training.drop(ev.DropGroup(0, "p", DropReason.given_up))
+    driver.observer.selection.left.assert_called_once_with(LeftGroup(5.0, None, ("math", "hard"), 0, "given_up"))
 
 
 def test_an_update_that_is_not_finite_drops_its_groups(driver, training):

@@ -9,6 +9,7 @@ import pytest
 
 from tests.end_to_end.harness import ASYNC, RAY
 from tools.audit import audit
+from tools.replay import replay
 
 LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
 
@@ -52,3 +53,6 @@ def test_an_asynchronous_run_overlaps_and_stays_on_loopback(live, dashboard):
     assert summary["trained_tokens"] == summary["ledger"]["tokens"]["carried_loss"] > 0
     audit(life.folder)
     life.nothing_left()
+    again = replay(life.folder, life.folder.with_name("again"))
+    assert (again["parted"], again["complete"]) == ("", True)
+    assert again["repeated"] == summary["weights_digest"], "over Ray or in one process, by the order of its answers"

@@ -97,8 +97,10 @@ def went_well(life: Life) -> dict[str, Any]:
     return summary
 
 
-def test_a_node_leaves_and_its_generator_is_started_elsewhere(live, nodes):
-    life = live(*joins(nodes))
+@pytest.mark.parametrize("channel", ["shared_memory", "object_store"])
+def test_a_node_leaves_and_its_generator_is_started_elsewhere(live, nodes, channel):
+    """Shared memory reaches both nodes only because they share this machine."""
+    life = live(*joins(nodes), f"weights={channel}")
     leave_while_decoding(life, nodes)
     assert went_well(life)["restarts"] >= 1
     assert "takes its place" in life.says()
@@ -106,7 +108,7 @@ def test_a_node_leaves_and_its_generator_is_started_elsewhere(live, nodes):
 
 
 def test_a_node_leaves_and_nobody_has_room(live, nodes):
-    seat = ("+cluster.resources.generator.custom.seat=1", "cluster.start_deadline_s=20")
+    seat = ("+cluster.resources.generator.custom.seat=1", "cluster.start_deadline_s=60")
     life = live(*joins(nodes), *seat)
     leave_while_decoding(life, nodes)
     assert went_well(life)["restarts"] >= 1

@@ -9,7 +9,7 @@ from tools.audit import audit
 
 SHARED = ("cluster.placement=colocated", "learning.checkpoint_every=1")
 ROUNDS = ("schedule=iterative", "schedule.max_staleness=3", "schedule.round_budget_tokens=6",
-          "schedule.in_flight=keep_cache")
+          "schedule.in_flight=keep_cache", "schedule.min_groups=1")
 
 
 def test_unfinished_answers_outlive_the_turns(tmp_path):

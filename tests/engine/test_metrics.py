@@ -1,14 +1,18 @@
 import json
 import math
+import re
 import sys
 from types import SimpleNamespace
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.custom_scalar.metadata import CONFIG_SUMMARY_TAG, PLUGIN_NAME
 
 from engine import metrics
 from engine.errors import ConfigError, RunFolderError
-from engine.metrics import DOCUMENTED, Meters, MetricsWriter, document
+from engine.meters import Meters
+from engine.metrics import DOCUMENTED, LAYOUT, MetricsWriter, document
 from engine.records.trajectory import DropReason, MaskReason
 
 
@@ -50,47 +54,6 @@ def test_every_reason_of_the_ledger_has_its_metrics():
         assert f"ledger/masked_{reason}_tokens" in DOCUMENTED
 
 
-def test_meters_reduce_by_kind_and_start_anew():
-    meters = Meters()
-    for value in (1.0, 5.0, 3.0):
-        meters.sum("learn/trained_tokens", value)
-        meters.mean("rollout/reward_mean", value)
-        meters.max("schedule/staleness_max_versions", value - 9)
-        meters.last("learn/learning_rate", value)
-    assert meters.reduce() == {
-        "learn/learning_rate": 3.0,
-        "learn/trained_tokens": 9.0,
-        "rollout/reward_mean": 3.0,
-        "schedule/staleness_max_versions": -4.0,
-    }
-    assert meters.reduce() == {}
-
-
-def test_a_mean_is_weighted_and_weight_zero_says_nothing():
-    meters = Meters()
-    meters.mean("learn/entropy_mean_nats", 1.0, weight=1)
-    meters.mean("learn/entropy_mean_nats", 5.0, weight=3)
-    meters.mean("learn/loss", 7.0, weight=0)
-    assert meters.reduce() == {"learn/entropy_mean_nats": 4.0}
-    with pytest.raises(ValueError, match="negative"):
-        meters.mean("learn/loss", 1.0, weight=-1)
-
-
-@pytest.mark.parametrize("values", [(float("nan"), 1.0), (1.0, float("nan"))])
-def test_a_nan_is_never_lost_in_a_maximum(values):
-    meters = Meters()
-    for value in values:
-        meters.max("schedule/staleness_max_versions", value)
-    assert math.isnan(meters.reduce()["schedule/staleness_max_versions"])
-
-
-def test_one_name_has_one_kind():
-    meters = Meters()
-    meters.sum("learn/loss", 1.0)
-    with pytest.raises(ValueError, match="is a sum, not a mean"):
-        meters.mean("learn/loss", 1.0)
-
-
 def test_undocumented_names_are_refused_with_the_nearest(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'learn/loss'"):
         Meters().sum("learn/los", 1.0)
@@ -127,6 +90,23 @@ def test_one_json_line_per_write_and_scalars_for_tensorboard(tmp_path):
     ]
     scalars = events_of(tmp_path).Scalars("learn/loss")
     assert [(event.step, event.value) for event in scalars] == [(1, 0.5), (2, 0.25)]
+
+
+def test_tensorboard_groups_the_documented_names(tmp_path):
+    """As its own plugin reads the layout, and with tags that match what is written."""
+    writer = MetricsWriter(tmp_path)
+    writer.write(1, {"generate/tokens_per_second": 0.5})
+    writer.close()
+    events = events_of(tmp_path)
+    assert CONFIG_SUMMARY_TAG in events.PluginTagToContent(PLUGIN_NAME)
+    (event,) = events.Tensors(CONFIG_SUMMARY_TAG)
+    layout = Layout.FromString(event.tensor_proto.string_val[0])
+    tags = [tag for category in layout.category for chart in category.chart for tag in chart.multiline.tag]
+    assert len(tags) == sum(len(names) for charts in LAYOUT.values() for names in charts.values())
+    for tag in tags:
+        assert [name for name in DOCUMENTED if re.match(tag, name)] == [tag.strip("^$").replace("\\", "")]
+    assert "^generate/tokens_per_second$" in tags
+    assert [event.value for event in events.Scalars("generate/tokens_per_second")] == [0.5]
 
 
 def test_what_is_not_finite_is_null_in_json(tmp_path):

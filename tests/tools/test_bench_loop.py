@@ -34,14 +34,15 @@ def test_every_subject_is_measured_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-    for module in ("controller", "publish", "decode_bound", "generate", "update"):
+    modules = ("controller", "publish", "decode_bound", "sampler", "generate", "learner", "update", "trace")
+    for module in modules:
         def measure(*_: object, name: str = module) -> dict[str, float]:
             measured.append(name)
             return {name: 1.0}
 
         monkeypatch.setattr(getattr(bench_loop, module), "measure", measure)
     results = bench_loop.run(bench_loop.options(["--small"]), tmp_path)
-    assert measured == ["controller", "publish", "decode_bound", "generate", "update"]
+    assert measured == list(modules)
     assert results["update"] == 1.0
     measured.clear()
     bench_loop.run(bench_loop.options(["--only", "controller"]), tmp_path)

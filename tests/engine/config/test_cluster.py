@@ -11,6 +11,7 @@ from engine.config.cluster import (
     Placement,
     ResourcesConfig,
     ThreadsConfig,
+    WeightChannelKind,
     WeightsConfig,
 )
 from engine.errors import ConfigError
@@ -21,6 +22,11 @@ WHOLE = ActorResources(gpus=1.0)
 @pytest.mark.parametrize(("cls", "options", "key"), [
     (WeightsConfig, {"bucket_mib": 0}, "weights.bucket_mib"),
     (WeightsConfig, {"deadline_s": 0.0}, "weights.deadline_s"),
+    (WeightsConfig, {"gather_s": -0.1}, "weights.gather_s"),
+    (WeightsConfig, {"gather_s": 31.0}, "weights.gather_s"),
+    (WeightsConfig, {"host": ""}, "weights.host"),
+    (WeightsConfig, {"path": "a.b"}, "weights.path"),
+    (WeightsConfig, {"channel": WeightChannelKind.dotted}, "weights.path"),
     (ThreadsConfig, {"generator": 0}, "cluster.threads.generator"),
     (ThreadsConfig, {"learner": 0}, "cluster.threads.learner"),
     (ThreadsConfig, {"evaluator": 0}, "cluster.threads.evaluator"),

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from engine.config.rollout import GeneratorConfig, RepetitionConfig, RolloutConfig
+from engine.config.rollout import GeneratorConfig, GeneratorKind, RepetitionConfig, RolloutConfig, VllmConfig
 
 
 @pytest.mark.parametrize(("cls", "options", "key"), [
@@ -23,6 +23,14 @@ from engine.config.rollout import GeneratorConfig, RepetitionConfig, RolloutConf
     (GeneratorConfig, {"context_tokens": -1}, "generator.context_tokens"),
     (GeneratorConfig, {"prefill_tokens": 0}, "generator.prefill_tokens"),
     (GeneratorConfig, {"steps_per_call": 0}, "generator.steps_per_call"),
+    (VllmConfig, {"gpu_memory_utilization": 0.0}, "generator.vllm.gpu_memory_utilization"),
+    (VllmConfig, {"gpu_memory_utilization": 1.5}, "generator.vllm.gpu_memory_utilization"),
+    (VllmConfig, {"kv_cache_gib": -1.0}, "generator.vllm.kv_cache_gib"),
+    (VllmConfig, {"max_num_batched_tokens": -1}, "generator.vllm.max_num_batched_tokens"),
+    (VllmConfig, {"start_timeout_s": 0.0}, "generator.vllm.start_timeout_s"),
+    (VllmConfig, {"step_timeout_s": 0.0}, "generator.vllm.step_timeout_s"),
+    (GeneratorConfig, {"kind": GeneratorKind.vllm, "vllm": VllmConfig(max_num_batched_tokens=63)},
+     "generator.vllm.max_num_batched_tokens"),
 ], ids=str)
 def test_what_cannot_work_is_refused(refused: Callable[..., None], cls: Any, options: dict[str, Any],
                                      key: str) -> None:

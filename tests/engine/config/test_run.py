@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from engine.config.base import as_dict
-from engine.config.cluster import ClusterConfig, Placement
+from engine.config.cluster import ClusterConfig, Placement, WeightChannelKind, WeightsConfig
 from engine.config.learning import Baseline, LearningConfig, MirrorDescentConfig
 from engine.config.rollout import GeneratorConfig, RolloutConfig
 from engine.config.run import CanaryConfig, EvaluationConfig, Only, RunConfig, TrainConfig
@@ -28,6 +28,7 @@ ROUNDS = {"kind": "iterative", "round_budget_tokens": 16}
     (RunConfig, {"rollout": RolloutConfig(samples_per_prompt=1)}, "rollout.samples_per_prompt"),
     (RunConfig, {"learning": RESET}, "learning.reset_optimiser"),
     (RunConfig, {"cluster": SHARED, "schedule": ScheduleConfig(kind="async", max_staleness=1)}, "cluster.placement"),
+    (RunConfig, {"cluster": SHARED, "weights": WeightsConfig(channel=WeightChannelKind.nccl)}, "weights.channel"),
     (RunConfig, {"schedule": ScheduleConfig(**ROUNDS, max_staleness=2)}, "schedule.max_staleness"),
     (RunConfig, {"generator": GeneratorConfig(context_tokens=575)}, "generator.context_tokens"),
     (RunConfig, {"train": TrainConfig(only=Only.learn)}, "train.rollouts"),

@@ -45,7 +45,9 @@ def test_the_native_sampler_answers_the_whole_protocol(network: Any) -> None:
     sampler: Sampler = tiny_sampler(network)
     for name in [name for name in vars(Sampler) if not name.startswith("_")]:
         assert hasattr(sampler, name), name
-    assert set(Sampler.__annotations__) <= set(vars(sampler))
+    assert all(hasattr(sampler, name) for name in Sampler.__annotations__)
+    assert sampler.abilities.counter_streams
+    assert sampler.abilities.equal_bits
 
 
 @DTYPES

@@ -562,7 +562,9 @@ def test_a_row_is_scored_and_judged_where_it_is(network: Build, groups: list[Gro
     batches = samples_of(groups, core.loss, core.config.reward, core._rule(), accounts)
     ((rows, scale),) = [core._rows(batch, True, accounts) for batch in core._minibatches(batches)]
     core.device = meta
-    core.network.to(meta)
+    for part in (core.network, core._fixed_network):
+        if part is not None:
+            part.to(meta)
     row = rows[0].to(meta)
     assert row.to(meta) is row
     logprob, entropy = score_row(core.network, row, core.loss.needs_entropy)

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.errors import RecordError
-from engine.records import codec, event
+from engine.records import arrival, codec, event
 from engine.records.codec import decode, encode
 from engine.records.manifest import Bucket, Manifest, TensorEntry
 from engine.records.prompt import Message, Prompt
@@ -43,11 +43,12 @@ RECORDS: list[Any] = [
     GeneratorReport("g", (DELIVERY,), VERSION, "d", "no", 10, 2, 1, 1, ((0.5, 1.5),), 30),
     UpdateReport(VERSION, True, 3, {"stale": 2}, {"learn/loss": 0.5}, {0: 3}, (1.0, 2.0), "ef"),
     event.Drawn(("p", "q")), event.Progressed("g", VERSION, (PROGRESS,)),
-    event.JudgedItem(5, Outcome.timeout), event.Judged((event.JudgedItem(5, Outcome.failed),), (2,)),
+    event.JudgedItem(5, Outcome.ok, 0.5, True), event.Judged((event.JudgedItem(5, Outcome.failed),), (2,)),
     event.Updated(VERSION, False), event.GeneratorLost("g"), event.GeneratorJoined("g", VERSION),
     event.CheckpointWritten(), event.Ticked(1.5), event.StopRequested(), event.Draw(3),
     event.Admit(2, "p", (5, 6)), event.Dispatch("g", (5, 6)), event.Judge((5,)), event.Train((2,)),
     event.Publish(VERSION), event.DropGroup(2, "p", DropReason.poison_prompt, True), event.CutAll("g"),
+    arrival.Answered(3), arrival.Died("g#1"), arrival.Committed(VERSION, "cd"), arrival.Resumed(VERSION),
     event.WriteCheckpoint(), event.Restart("g"), event.Note("n"), event.Finish(True),
 ]
 
@@ -161,7 +162,7 @@ def array_bytes(*body: Any) -> bytes:
 @pytest.mark.parametrize(("data", "says"), [
     (record_bytes("Popen", ["ls"]), "unknown record"),
     (record_bytes("PolicyVersion", [1]), "1 fields, expected 2"),
-    (record_bytes("JudgedItem", [1, "splendid"]), "splendid"),
+    (record_bytes("JudgedItem", [1, "splendid", 0.0, True]), "splendid"),
     (record_bytes("Prompt", ["p", [], "5", "math", [], None, []]), "no messages"),
     (record_bytes(["PolicyVersion"], [1, 2]), "not an encoded record"),
     (record_bytes("PolicyVersion", 3), "not an encoded record"),

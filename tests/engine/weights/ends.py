@@ -76,14 +76,14 @@ class Broadcast(Ends):
         self.spoiled = False
 
     def sender(self, dtype=None):
-        return BroadcastSender(self.config, NCCL, SocketCommunicators(self.folder), dtype)
+        return BroadcastSender(self.config, NCCL, SocketCommunicators(), dtype)
 
     def receiver(self, amid=None):
         def flipping(bucket, index):
             if self.spoiled and index == 1:
                 bucket[17] ^= 1
 
-        return BroadcastReceiver(self.config, NCCL, SocketCommunicators(self.folder, amid or flipping))
+        return BroadcastReceiver(self.config, NCCL, SocketCommunicators(amid or flipping))
 
     def spoil(self, manifest):
         self.spoiled = True

@@ -6,7 +6,6 @@ import secrets
 import socket
 from collections.abc import Callable
 from contextlib import suppress
-from pathlib import Path
 
 import torch
 
@@ -19,26 +18,25 @@ PIECE = 2**16
 class SocketCommunicators:
     """``amid`` is called by a receiving rank after each of its buckets, with the bucket and its index."""
 
-    def __init__(self, folder: Path, amid: Callable[..., None] | None = None) -> None:
+    def __init__(self, amid: Callable[..., None] | None = None) -> None:
         self.device = torch.device("cpu")
-        self.folder = folder
         self.amid = amid or (lambda bucket, index: None)
         self.joined: list[tuple[str, int]] = []
         """Meetings, and how many ranks they had."""
 
     def invite(self) -> str:
-        return secrets.token_hex(4)
+        return secrets.token_hex(16)
 
     def join(self, meeting, rank, ranks, watch):
         self.joined.append((meeting, ranks))
-        path = self.folder / f"{meeting}.sock"
-        peers = self._await(path, ranks - 1, watch) if rank == 0 else [self._reach(path, watch)]
+        name = f"\0perilune-test-{meeting}"  # of Linux' abstract names, which leave no file
+        peers = self._await(name, ranks - 1, watch) if rank == 0 else [self._reach(name, watch)]
         return SocketCommunicator(peers, self.amid)
 
-    def _await(self, path, count, watch):
+    def _await(self, name, count, watch):
         peers = []
         with socket.socket(socket.AF_UNIX) as listener:
-            listener.bind(str(path))
+            listener.bind(name)
             listener.listen()
             listener.settimeout(LOOK_S)
             try:
@@ -47,13 +45,12 @@ class SocketCommunicators:
                     with suppress(TimeoutError):
                         peers.append(listener.accept()[0])
             finally:
-                path.unlink()
                 if len(peers) < count:
                     for peer in peers:
                         peer.close()
         return peers
 
-    def _reach(self, path, watch):
+    def _reach(self, name, watch):
         peer = socket.socket(socket.AF_UNIX)
         pause = socket.socketpair()[0]
         pause.settimeout(LOOK_S)
@@ -61,7 +58,7 @@ class SocketCommunicators:
             while True:
                 watch()
                 try:
-                    peer.connect(str(path))
+                    peer.connect(name)
                     return peer
                 except OSError:
                     with suppress(OSError):

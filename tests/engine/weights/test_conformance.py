@@ -15,8 +15,8 @@ from engine.weights.layout import version_digest
 from tests.engine.weights.ends import CHANNELS
 
 V1, V2, V3, V4 = (PolicyVersion(0, updates) for updates in (1, 2, 3, 4))
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2, torch.bool,
-          torch.int64, torch.int8, torch.uint8)
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2,
+          torch.bool, torch.int64, torch.int8, torch.uint8)
 
 
 @pytest.fixture(params=CHANNELS)

@@ -1,6 +1,5 @@
 import fcntl
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +13,7 @@ from engine.errors import WeightChannelError
 from engine.records.codec import encode
 from engine.records.version import PolicyVersion
 from engine.weights import shared_memory
-from engine.weights.shared_memory import SharedMemoryReceiver, SharedMemorySender, clean_leftovers
+from engine.weights.shared_memory import SharedMemoryReceiver, SharedMemorySender
 
 V1, V2, V3, V4 = (PolicyVersion(0, updates) for updates in (1, 2, 3, 4))
 
@@ -30,18 +29,6 @@ receiver = SharedMemoryReceiver(WeightsConfig(folder=sys.argv[1]), "run")
 while True:
     print(receiver.receive(manifest).digest, flush=True)
 """
-
-DEAD_WRITER = """
-import os, signal, sys, torch
-from engine.config.cluster import WeightsConfig
-from engine.records.version import PolicyVersion
-from engine.weights.shared_memory import SharedMemorySender
-
-sender = SharedMemorySender(WeightsConfig(folder=sys.argv[1]), "dead")
-sender.publish({"a": torch.ones(3)}, PolicyVersion(0, 1))
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
 
 @pytest.fixture
 def config(tmp_path):
@@ -283,42 +270,6 @@ def test_nothing_is_left_after_close(config, tmp_path):
     assert list(tmp_path.iterdir()) == []
     with pytest.raises(WeightChannelError, match="closed"):
         sender.publish(some_weights(), V2)
-
-
-def test_one_living_sender_per_run(sender, config):
-    with pytest.raises(WeightChannelError, match=f"already sends weights from process {os.getpid()}"):
-        SharedMemorySender(config, "run")
-
-
-def test_an_unusable_folder_is_named(tmp_path):
-    missing = tmp_path / "file"
-    missing.write_text("")
-    with pytest.raises(WeightChannelError, match=r"weights\.folder="):
-        SharedMemorySender(WeightsConfig(folder=str(missing)), "run")
-
-
-def test_leftovers_of_the_dead_go_and_the_living_stay(config, sender, tmp_path):
-    sender.publish(some_weights(), V1)
-    dead = subprocess.run([sys.executable, "-c", DEAD_WRITER, str(tmp_path)], timeout=60, check=False)
-    assert dead.returncode == -signal.SIGKILL
-    assert (tmp_path / "perilune-dead" / "v0.1.weights").exists()
-    (tmp_path / "perilune-nolock").mkdir()
-    (tmp_path / "other").mkdir()
-    assert clean_leftovers(tmp_path) == ["perilune-dead", "perilune-nolock"]
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "other",
-        "perilune-run",
-        "perilune-run.lock",
-    ]
-    assert (tmp_path / "perilune-run" / "v0.1.weights").exists()
-
-
-def test_a_run_that_comes_back_takes_over_its_own_leftovers(config, tmp_path):
-    (tmp_path / "perilune-run").mkdir()
-    (tmp_path / "perilune-run" / ".v0.1.weights.tmp").write_bytes(b"torn")
-    sender = SharedMemorySender(config, "run")
-    assert list((tmp_path / "perilune-run").iterdir()) == []
-    sender.close()
 
 
 def test_a_reader_killed_amid_receiving_harms_nobody(sender, receiver, tmp_path):

@@ -15,4 +15,6 @@ def test_memory_does_not_grow_with_the_run() -> None:
     found = controller.measure(trajectories=2000, repeats=1)
     assert found["controller_trajectories"] >= 2000
     assert found["controller_trajectories_per_second"] > 0
+    assert found["controller_many_trajectories_per_second"] > 0
+    assert found["controller_many_events"] > 2 * found["controller_many_trajectories"]
     assert found["controller_held_bytes_whole"] < 4 * found["controller_held_bytes_tenth"]

@@ -1,0 +1,72 @@
+from dataclasses import replace
+
+import pytest
+import torch
+
+from engine.config.cluster import ClusterConfig, ClusterKind, WeightChannelKind, WeightsConfig
+from engine.config.run import RunConfig
+from engine.errors import ConfigError
+from engine.weights import requirements
+from engine.weights.requirements import check_channel
+
+
+def run_with(kind, cluster=ClusterKind.ray, address="local", **options):
+    return replace(RunConfig(), weights=WeightsConfig(channel=WeightChannelKind(kind), **options),
+                   cluster=ClusterConfig(kind=cluster, address=address))
+
+
+def refused(config):
+    with pytest.raises(ConfigError) as caught:
+        check_channel(config)
+    return caught.value.key, caught.value.remedy
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    def has(gpu, cupy):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+        monkeypatch.setattr(requirements.importlib.util, "find_spec", lambda name: object() if cupy else None)
+
+    return has
+
+
+@pytest.mark.parametrize("kind", ["nccl", "cuda_ipc"])
+def test_a_channel_on_gpus_needs_one_and_processes(machine, kind):
+    machine(gpu=False, cupy=True)
+    assert refused(run_with(kind)) == (
+        "weights.channel", "this machine has no GPU that torch can use: give weights=shared_memory or object_store"
+    )
+    machine(gpu=True, cupy=True)
+    assert "cluster=ray" in refused(run_with(kind, cluster=ClusterKind.serial))[1]
+    check_channel(run_with(kind))
+
+
+def test_nccl_needs_cupy_and_says_how_to_get_it(machine):
+    machine(gpu=True, cupy=False)
+    key, remedy = refused(run_with("nccl"))
+    assert key == "weights.channel"
+    assert "pip install cupy-cuda13x" in remedy
+    check_channel(run_with("cuda_ipc"))
+
+
+def test_what_a_cluster_has_is_not_known_here_but_loopback_is(machine):
+    machine(gpu=False, cupy=False)
+    assert refused(run_with("nccl", address="10.0.0.1:6379"))[0] == "weights.host"
+    check_channel(run_with("nccl", address="10.0.0.1:6379", host="route"))
+
+
+@pytest.mark.parametrize("kind", ["shared_memory", "cuda_ipc"])
+def test_a_folder_that_is_used_must_be_there(machine, kind):
+    machine(gpu=True, cupy=True)
+    assert refused(run_with(kind, folder="/nowhere"))[0] == "weights.folder"
+
+
+@pytest.mark.parametrize("cluster", list(ClusterKind))
+def test_an_object_store_needs_nothing(machine, cluster):
+    machine(gpu=False, cupy=False)
+    check_channel(run_with("object_store", cluster=cluster, folder="/nowhere"))
+
+
+def test_a_dotted_path_must_lead_to_two_ends():
+    assert refused(run_with("dotted", path="math.nothing"))[0] == "weights.path"
+    assert "sender and receiver" in refused(run_with("dotted", path="math.pi"))[1]
