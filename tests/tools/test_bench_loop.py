@@ -34,14 +34,14 @@ def test_every_subject_is_measured_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-    for module in ("controller", "publish", "decode_bound", "generate", "update"):
+    for module in ("controller", "publish", "decode_bound", "sampler", "generate", "learner", "update"):
         def measure(*_: object, name: str = module) -> dict[str, float]:
             measured.append(name)
             return {name: 1.0}
 
         monkeypatch.setattr(getattr(bench_loop, module), "measure", measure)
     results = bench_loop.run(bench_loop.options(["--small"]), tmp_path)
-    assert measured == ["controller", "publish", "decode_bound", "generate", "update"]
+    assert measured == ["controller", "publish", "decode_bound", "sampler", "generate", "learner", "update"]
     assert results["update"] == 1.0
     measured.clear()
     bench_loop.run(bench_loop.options(["--only", "controller"]), tmp_path)
@@ -61,5 +61,5 @@ def test_the_amounts_are_those_of_the_claims() -> None:
     amounts = bench_loop.Amounts()
     assert amounts.prompts * amounts.samples == 64
     assert (amounts.update_tokens, amounts.sequences, amounts.sequence_tokens) == (48, 64, 64)
-    assert amounts.trajectories == 200_000
+    assert (amounts.trajectories, amounts.learner_tokens) == (200_000, 4096)
     assert controller.InstantWorld(amounts.trajectories).trajectories >= 200_000
