@@ -39,7 +39,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="bench_ops", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", action="append", choices=tuple(ROWS), help="this op; may be repeated")
-    parser.add_argument("--repeats", type=int, default=5, help="kept repeats of each side")
+    parser.add_argument("--repeats", type=int, default=7, help="kept repeats of each side")
     parser.add_argument("--json", "--out", type=Path, help="also write the results to this file")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="compute threads of a side")
     parser.add_argument("--small", action="store_true", help="tiny sizes: tries the harness")

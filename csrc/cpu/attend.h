@@ -5,6 +5,39 @@
 
 constexpr int kKeys = 64;
 
+// Products of one key with the queries, not yet summed across lanes.
+template <typename T, int parts, int heads>
+PERILUNE_INLINE void multiply_key(const Floats (&q)[heads][parts], const T* row, int64_t size, Floats (&dot)[heads]) {
+  for (int h = 0; h < heads; ++h) dot[h] = all(0.0f);
+  for (int i = 0; i < parts; ++i) {
+    if (i * 16 >= size) break;
+    Floats part = load_some(row + i * 16, size - i * 16);
+    for (int h = 0; h < heads; ++h) dot[h] += q[h][i] * part;
+  }
+}
+
+#if PERILUNE_WIDE
+// Sixteen keys: their sums across lanes cost as much as three keys one by one, and have the same bits.
+template <typename T, int parts, int heads>
+PERILUNE_INLINE void multiply_sixteen(const Floats (&q)[heads][parts], const T* keys, int64_t stride, int64_t size,
+                                      float (&scores)[heads][kKeys], int first) {
+  Floats quad[heads][4];
+  for (int j = 0; j < 4; ++j) {  // keys j, j + 4, j + 8, j + 12: that leaves the sums in order
+    Floats pair[2][heads];
+    for (int half = 0; half < 2; ++half) {
+      Floats a[heads], b[heads];
+      multiply_key<T, parts, heads>(q, keys + (j + 8 * half) * stride, size, a);
+      multiply_key<T, parts, heads>(q, keys + (j + 8 * half + 4) * stride, size, b);
+      for (int h = 0; h < heads; ++h) pair[half][h] = fold_two(a[h], b[h]);
+    }
+    for (int h = 0; h < heads; ++h) quad[h][j] = fold_four(pair[0][h], pair[1][h]);
+  }
+  for (int h = 0; h < heads; ++h)
+    store(scores[h] + first,
+          fold_sixteen(fold_eight(quad[h][0], quad[h][1]), fold_eight(quad[h][2], quad[h][3])));
+}
+#endif
+
 template <typename T, int parts, int heads>
 static void attend_heads(const T* query, const T* keys, const T* values, int64_t count, int64_t stride, int64_t size,
                          float scale, T* out) {
@@ -21,15 +54,14 @@ static void attend_heads(const T* query, const T* keys, const T* values, int64_t
   }
   for (int64_t first = 0; first < count; first += kKeys) {
     int here = count - first < kKeys ? int(count - first) : kKeys;
-    for (int k = 0; k < here; ++k) {
-      const T* row = keys + (first + k) * stride;
+    int done = 0;
+#if PERILUNE_WIDE
+    for (; done + 16 <= here; done += 16)
+      multiply_sixteen<T, parts, heads>(q, keys + (first + done) * stride, stride, size, scores, done);
+#endif
+    for (int k = done; k < here; ++k) {
       Floats dot[heads];
-      for (int h = 0; h < heads; ++h) dot[h] = all(0.0f);
-      for (int i = 0; i < parts; ++i) {
-        if (i * 16 >= size) break;
-        Floats part = load_some(row + i * 16, size - i * 16);
-        for (int h = 0; h < heads; ++h) dot[h] += q[h][i] * part;
-      }
+      multiply_key<T, parts, heads>(q, keys + (first + k) * stride, size, dot);
       for (int h = 0; h < heads; ++h) scores[h][k] = total(dot[h]);
     }
     for (int h = 0; h < heads; ++h) {

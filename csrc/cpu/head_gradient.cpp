@@ -7,6 +7,7 @@
 #endif
 
 #include "head.h"
+#include "pages.h"
 #include "statistics.h"
 
 namespace perilune {
@@ -43,6 +44,7 @@ bool head_gradient(const Head& head, const int64_t* target, const float* statist
     if (d_weight) std::fill_n(static_cast<uint16_t*>(d_weight), head.vocabulary * head.width, uint16_t(0));
     return true;
   }
+  if (d_weight) prefer_large_pages(d_weight, head.vocabulary * head.width * 2);
   int64_t strips = up(head.tokens, kStrip), lanes = strips * kStrip, width = up(head.width, 32) * 32;
   int64_t columns = width / 32, rows = block_rows(strips), part_rows = up(up(head.vocabulary, kParts), kRows) * kRows;
   std::vector<float> values = columns_of(statistics, head.tokens, lanes);

@@ -89,6 +89,15 @@ static void largest(const Segments& segments, const void* values, void* out, int
   run(segments, values, out, index, first, last);
 }
 
+static void spread_segments(const Segments& segments, const void* values, int64_t element_bytes, void* out,
+                            int64_t first, int64_t last) {
+  auto run = element_bytes == 1   ? spread_words<uint8_t>
+             : element_bytes == 2 ? spread_words<uint16_t>
+             : element_bytes == 4 ? spread_words<uint32_t>
+                                  : spread_words<uint64_t>;
+  run(segments, values, out, first, last);
+}
+
 static void loss(const PolicyGradient& args, double* losses, void* total, void* drift, int64_t first, int64_t last) {
   auto run = args.real == Real::float32 ? loss_segments<float> : loss_segments<double>;
   run(args, losses, total, drift, first, last);
@@ -186,7 +195,7 @@ static int64_t saturate(int64_t rounds) {
 using namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL);
 extern const Kernels PERILUNE_JOIN(PERILUNE_LEVEL, _kernels) = {
     packed_bytes, scratch_bytes, pack, scan, gradient, attend, norm, rotate, gate,
-    rises_from_zero, sum, largest, mask_segments, loss, loss_gradient,
+    rises_from_zero, sum, largest, spread_segments, mask_segments, loss, loss_gradient,
     span_bytes, sums_bytes, span, span_gradient, write_sums,
 #if PERILUNE_TILES
     block_scratch_bytes, pair_tokens, form, weigh, gather,

@@ -96,6 +96,29 @@ PERILUNE_INLINE float total(Floats x) {
   return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+#if PERILUNE_WIDE
+// Each step adds halves of what it is given, as `total` does: [a | b], then [a b c d], then eight and sixteen at once.
+PERILUNE_INLINE Floats fold_two(Floats a, Floats b) {
+  __m512 x = (__m512)a, y = (__m512)b;
+  return (Floats)_mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x44), _mm512_shuffle_f32x4(x, y, 0xee));
+}
+
+PERILUNE_INLINE Floats fold_four(Floats ab, Floats cd) {
+  __m512 x = (__m512)ab, y = (__m512)cd;
+  return (Floats)_mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+}
+
+PERILUNE_INLINE Floats fold_eight(Floats u, Floats v) {
+  __m512d x = (__m512d)u, y = (__m512d)v;
+  return (Floats)_mm512_unpacklo_pd(x, y) + (Floats)_mm512_unpackhi_pd(x, y);
+}
+
+PERILUNE_INLINE Floats fold_sixteen(Floats w, Floats x) {
+  __m512 a = (__m512)w, b = (__m512)x;
+  return (Floats)_mm512_add_ps(_mm512_shuffle_ps(a, b, 0x88), _mm512_shuffle_ps(a, b, 0xdd));
+}
+#endif
+
 PERILUNE_INLINE float largest(Floats x) {
   float most = x[0];
   for (int i = 1; i < 16; ++i) most = x[i] > most ? x[i] : most;

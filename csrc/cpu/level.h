@@ -104,6 +104,8 @@ struct Kernels {
   void (*sum_segments)(const Segments&, const void* values, bool mean, void* out, Real, int64_t first, int64_t last);
   void (*max_segments)(const Segments&, const void* values, void* out, int64_t* index, Real, int64_t first,
                        int64_t last);
+  void (*spread_segments)(const Segments&, const void* values, int64_t element_bytes, void* out, int64_t first,
+                          int64_t last);
   void (*mask_segments)(const Segments&, const int64_t* versions, const bool* carries, int64_t oldest, int64_t newest,
                         bool* mask, int64_t* counts, int64_t first, int64_t last);
   void (*loss)(const PolicyGradient&, double* losses, void* total, void* drift, int64_t first, int64_t last);

@@ -3,10 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
-
+#include "pages.h"
 #include "share.h"
 
 namespace perilune {
@@ -30,19 +27,6 @@ void repeat_any(char* target, const void* fill, int64_t fill_bytes, int64_t byte
   else if (fill_bytes == 2) repeat<uint16_t>(target, fill, bytes);
   else if (fill_bytes == 4) repeat<uint32_t>(target, fill, bytes);
   else repeat<uint64_t>(target, fill, bytes);
-}
-
-// Fresh memory of this size comes from the kernel page by page, and taking it costs as much as filling it: ask for
-// large pages. Where the kernel gives none, nothing is lost.
-void prefer_large_pages(void* data, int64_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kPage = 1 << 21;
-  uintptr_t first = (reinterpret_cast<uintptr_t>(data) + kPage - 1) / kPage * kPage;
-  uintptr_t last = (reinterpret_cast<uintptr_t>(data) + uintptr_t(bytes)) / kPage * kPage;
-  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
-#else
-  (void)data, (void)bytes;
-#endif
 }
 
 }  // namespace

@@ -6,18 +6,6 @@
 #include "share.h"
 
 namespace perilune {
-namespace {
-
-template <typename Word>
-void spread(const Segments& segments, const void* values, void* out, int64_t first, int64_t last) {
-  const Word* source = static_cast<const Word*>(values);
-  Word* target = static_cast<Word*>(out);
-  for (int64_t s = first; s < last; ++s)
-    std::fill(target + segments.starts[s], target + segments.starts[s + 1], source[s]);
-}
-
-}  // namespace
-
 bool segment_starts(const int64_t* index, int64_t tokens, int64_t segments, int32_t* starts) {
   if (!kernels().rises(index, tokens) || (tokens && index[tokens - 1] >= segments)) return false;
   constexpr int64_t kStretch = 64;  // tokens that are walked only where a segment starts among them
@@ -47,11 +35,10 @@ void segment_max(const Segments& segments, const void* values, void* out, int64_
 }
 
 void segment_broadcast(const Segments& segments, const void* values, int64_t element_bytes, void* out, int threads) {
-  auto run = element_bytes == 1   ? spread<uint8_t>
-             : element_bytes == 2 ? spread<uint16_t>
-             : element_bytes == 4 ? spread<uint32_t>
-                                  : spread<uint64_t>;
-  share_segments(segments, threads, [&](int64_t first, int64_t last) { run(segments, values, out, first, last); });
+  const Kernels& level = kernels();
+  share_segments(segments, threads, [&](int64_t first, int64_t last) {
+    level.spread_segments(segments, values, element_bytes, out, first, last);
+  });
 }
 
 void version_mask(const Segments& segments, const int64_t* versions, const bool* carries, int64_t oldest,

@@ -125,6 +125,26 @@ static void gradient_segments(const PolicyGradient& args, const void* drift, con
   }
 }
 
+// Lines of one value; the first and the last of a segment lie where they must, the others each in one line of the cache.
+template <typename Word>
+static void spread_words(const Segments& segments, const void* values, void* out, int64_t first, int64_t last) {
+  typedef Word Line __attribute__((vector_size(64)));
+  constexpr int64_t kLine = 64 / int64_t(sizeof(Word));
+  for (int64_t s = first; s < last; ++s) {
+    Word value = static_cast<const Word*>(values)[s];
+    Word *to = static_cast<Word*>(out) + segments.starts[s], *end = static_cast<Word*>(out) + segments.starts[s + 1];
+    if (end - to >= kLine) {
+      Line line = value - Line{};
+      __builtin_memcpy(to, &line, sizeof line);
+      to += kLine - int64_t(uintptr_t(to) % 64 / sizeof(Word));
+      for (; end - to > kLine; to += kLine) __builtin_memcpy(to, &line, sizeof line);
+      __builtin_memcpy(end - kLine, &line, sizeof line);
+    } else {
+      while (to < end) *to++ = value;
+    }
+  }
+}
+
 static void mask_segments(const Segments& segments, const int64_t* versions, const bool* carries, int64_t oldest,
                           int64_t newest, bool* mask, int64_t* counts, int64_t first, int64_t last) {
   const int64_t* __restrict stamps = versions;

@@ -58,8 +58,8 @@ class MirrorDescent:
         weight, weight_metrics = importance_weights(inputs, anchor, self._config.importance)
         # The op squares the sums of whole trajectories, and weighs the gradient but not the value.
         summed = policy_gradient(
-            inputs.learner_logprob, inputs.spread_over_tokens(inputs.advantage / length), inputs.trajectory,
-            inputs.advantage.shape[0], reference=anchor, weight=weight, tau=tau, length=length,
+            inputs.learner_logprob, inputs.spread_over_tokens(inputs.advantage / length),
+            cu_seqlens=inputs.cu_seqlens, reference=anchor, weight=weight, tau=tau, length=length,
         )
         loss = summed.loss / (scale.groups * scale.samples_per_prompt)
         penalty, penalty_metrics = self._penalty(inputs, scale)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from typing import Any, Protocol, runtime_checkable
 
@@ -19,7 +19,7 @@ from engine.config.learning import (
     Reference,
 )
 from engine.errors import ConfigError, nearest_name
-from engine.ops.segments import segment_broadcast, segment_sum
+from engine.ops.segments import partition, segment_broadcast, segment_sum
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class LossInputs:
     """[N] fp32."""
     num_tokens: Tensor
     """[N] loss-carrying tokens of each trajectory."""
+    cu_seqlens: Tensor = field(init=False)
+    """[N + 1] int32, where each trajectory starts: worked out once for every sum and spread."""
 
     def __post_init__(self) -> None:
         tokens = self.learner_logprob.shape
@@ -54,14 +56,16 @@ class LossInputs:
             value = getattr(self, name)
             assert value is None or value.shape == tokens, f"{name}: expected {tokens}, got {value.shape}"
         assert self.num_tokens.shape == self.advantage.shape, "num_tokens and advantage are both [N]"
+        starts = partition(self.trajectory, None, self.trajectory, self.advantage.shape[0], None)
+        object.__setattr__(self, "cu_seqlens", starts)
 
     def sum_per_trajectory(self, values: Tensor) -> Tensor:
         """Sums of token values: [M] -> [N], differentiable."""
-        return segment_sum(values, self.trajectory, self.advantage.shape[0])
+        return segment_sum(values, cu_seqlens=self.cu_seqlens)
 
     def spread_over_tokens(self, values: Tensor) -> Tensor:
         """Each token the value of its trajectory: [N] -> [M], differentiable."""
-        return segment_broadcast(values, self.trajectory)
+        return segment_broadcast(values, cu_seqlens=self.cu_seqlens, total=self.trajectory.shape[0])
 
     def anchor_logprob(self, reference: Reference) -> Tensor:
         """[M] log-probs, detached, of the policy that the update is anchored to.

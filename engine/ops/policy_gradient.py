@@ -67,21 +67,16 @@ def policy_gradient(
     """
     expect(logprob.dim() == 1, "logprob", "[T]", logprob)
     expect(logprob.dtype in (torch.float32, torch.float64), "logprob", "float32 or float64", logprob)
-    _expect_like("coefficient", coefficient, logprob)
-    if reference is not None:
-        _expect_like("reference", reference, logprob)
-    if weight is not None:
-        _expect_like("weight", weight, logprob)
+    shape, dtype, device = logprob.shape, logprob.dtype, logprob.device
+    for name, given in (("coefficient", coefficient), ("reference", reference), ("weight", weight)):
+        if given is None or (given.shape == shape and given.dtype == dtype and given.device == device):
+            continue  # the kernel takes microseconds, so what fits is known quickly
+        expect(given.shape == shape and given.dtype == dtype, name, f"[{shape[0]}] of {dtype}", given)
+        expect_device(logprob, **{name: given})
     expect(tau >= 0, "tau", "at least 0", tau)
     expect(length > 0, "length", "above 0", length)
     starts = partition(logprob, logprob.shape, segment, num_segments, cu_seqlens)
     return PolicyGradient(*_Loss.apply(logprob, coefficient, reference, weight, starts, tau, length))
-
-
-def _expect_like(argument: str, tensor: Tensor, logprob: Tensor) -> None:
-    if tensor.shape != logprob.shape or tensor.dtype != logprob.dtype:
-        expect(False, argument, f"[{logprob.shape[0]}] of {logprob.dtype}", tensor)
-    expect_device(logprob, **{argument: tensor})
 
 
 def policy_gradient_reference(

@@ -49,6 +49,11 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, s
     return _kernel()(query, key, value, *bounds, *longest, scale)
 
 
+def kernel_name() -> str:
+    """Of the kernel that serves here: flash-attn's or torch's."""
+    return _kernel().__name__
+
+
 def _keys_of(spans: Tensor) -> Tensor:
     """[keys] the tokens that each span sees, context first, span after span."""
     parts = [

@@ -63,5 +63,5 @@ def test_the_amounts_are_those_of_the_claims() -> None:
     amounts = bench_loop.Amounts()
     assert amounts.prompts * amounts.samples == 64
     assert (amounts.update_tokens, amounts.sequences, amounts.sequence_tokens) == (48, 64, 64)
-    assert amounts.trajectories == 200_000
+    assert (amounts.trajectories, amounts.learner_tokens) == (200_000, 4096)
     assert controller.InstantWorld(amounts.trajectories).trajectories >= 200_000

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from engine.models.packed import Block, row_spans
-from engine.ops import varlen_attention
+from engine.ops.varlen_attention import kernel_name
 from tools.bench import gpu, packed_rows
 from tools.bench.packed_attention import Attend, Row, dense, log_uniform_lengths, one_by_one, ours
 
@@ -30,7 +30,7 @@ def attention(sequences: int, least: int, most: int) -> dict[str, Any]:
     for name, values in found.items():
         if "median_ms" in values:
             values["extra_bytes"] = gpu.extra_bytes(work[name])
-    return {"tokens": sum(lengths), "kernel": varlen_attention._kernel().__name__, **found}
+    return {"tokens": sum(lengths), "kernel": kernel_name(), **found}
 
 
 if __name__ == "__main__":

@@ -137,6 +137,6 @@ def measure(subject: Subject, repeats: int) -> dict[str, Any]:
         found[f"learner_step_seconds_{name}"] = spread(values)
         found[f"learner_step_gflop_per_second_{name}"] = found["learner_step_gflop"] / spread(values)["median"]
     own = found["learner_step_seconds_perilune"]["median"]
-    for name in times.keys() - {"perilune"}:
+    for name in ("transformers", "reference"):
         found[f"ratio_learner_step_vs_{name}"] = found[f"learner_step_seconds_{name}"]["median"] / own
     return found

@@ -112,6 +112,7 @@ def _active_rows(shape: HeadShape, repeats: int) -> dict[str, Any]:
 
     for name, call in (("forward", forward), ("forward_backward", forward_backward)):
         turns = {"all": side(sides()["perilune"], inputs, call), "some": side(listed, some, call)}
-        times = {turn: spread(values)["median"] for turn, values in take_turns(turns, repeats).items()}
-        found[f"active_rows_{name}_time_over_all"] = times["some"] / times["all"]
+        times = {turn: spread(values) for turn, values in take_turns(turns, repeats).items()}
+        found |= {f"active_rows_{name}_seconds_{turn}": values for turn, values in times.items()}
+        found[f"active_rows_{name}_time_over_all"] = times["some"]["median"] / times["all"]["median"]
     return found

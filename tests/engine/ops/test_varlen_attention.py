@@ -7,7 +7,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from engine.ops import varlen_attention as module
 from engine.ops.packed_attention import span_attention
-from engine.ops.varlen_attention import serves, varlen_attention
+from engine.ops.varlen_attention import kernel_name, serves, varlen_attention
 
 
 def kernel(
@@ -82,3 +82,7 @@ def test_on_cuda_it_agrees_with_float64(heads: int, shared: int, width: int) -> 
         assert value.is_cuda
         distance = (value.detach().double().cpu() - truth.detach()).norm() / truth.norm()
         assert distance < 1e-2
+
+
+def test_the_kernel_has_a_name() -> None:
+    assert kernel_name() in ("flash", "_torch_kernel")

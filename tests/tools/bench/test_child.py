@@ -49,6 +49,14 @@ def test_a_process_whose_asker_is_gone_ends() -> None:
         assert other._process.wait(60.0) == 0
 
 
+def test_a_process_has_variables_of_its_own() -> None:
+    program = ("import os; from tools.bench.child import Replies; replies = Replies(); replies.wait();"
+               "replies.send({'ops': os.environ['PERILUNE_OPS']})")
+    other = Child("other", [sys.executable, "-c", program], 60.0, {"PERILUNE_OPS": "reference"})
+    assert other.ask() == {"ops": "reference"}
+    other.close()
+
+
 def test_closing_twice_is_harmless() -> None:
     other = Child("other", [sys.executable, "-c", PROGRAM], 60.0)
     other.close()
