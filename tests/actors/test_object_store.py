@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors import object_store
 from actors.cluster import ask
 from actors.object_store import Librarian, RayStore, open_object_store
 from actors.ray_cluster import RayCluster
@@ -110,13 +111,16 @@ def test_a_full_store_is_named(ray):
         store_of(ray).put("run/x/0.1-1", np.ones(8, np.uint8))
 
 
-def test_the_store_is_where_the_actors_are():
+def test_the_store_is_where_the_actors_are(monkeypatch):
+    # The real one imports Ray, which reads its environment only then: too early for the tests that start it.
+    monkeypatch.setattr(object_store, "RayStore", lambda deadline_s: ("Ray's", deadline_s))
+
     def config(kind, cluster):
         return SimpleNamespace(weights=WeightsConfig(channel=kind), cluster=ClusterConfig(kind=cluster))
 
     assert open_object_store(RunConfig()) is None
     assert isinstance(open_object_store(config(WeightChannelKind.object_store, ClusterKind.serial)), LocalStore)
-    assert isinstance(open_object_store(config(WeightChannelKind.object_store, ClusterKind.ray)), RayStore)
+    assert open_object_store(config(WeightChannelKind.object_store, ClusterKind.ray)) == ("Ray's", 60.0)
 
 
 def test_a_librarian_keeps_order():
