@@ -35,7 +35,7 @@ def test_every_subject_is_measured_unless_told_otherwise(
 ) -> None:
     measured: list[str] = []
     modules = ("controller", "publish", "channels", "decode_bound", "sampler", "generate", "learner", "update",
-               "trace")
+               "learners", "trace")
     for module in modules:
         def measure(*_: object, name: str = module) -> dict[str, float]:
             measured.append(name)
