@@ -30,6 +30,7 @@ from tools.bench.subject import Subject
 from tools.bench.timing import seconds_of, spread, take_turns
 
 OBJECTS = WeightsConfig(channel=WeightChannelKind.object_store)
+ACTOR = "generator-0#1"
 DEADLINE_S = 120.0
 Take = Callable[[Manifest], str]
 """Receives a version and gives the digest it verified."""
@@ -67,10 +68,10 @@ def ends(stack: ExitStack, num_bytes: int, threads: int) -> dict[str, tuple[Weig
     room = max(160, 4 * num_bytes // 2**20)
     options = ClusterConfig(kind=ClusterKind.ray, dashboard=False, object_store_mib=room)
     cluster = stack.enter_context(closing(RayCluster(options, run_id)))
-    cluster.start("reading", Reading, {"threads": threads}, threads=threads)
+    cluster.start(ACTOR, Reading, {"threads": threads}, threads=threads)
     far = stack.enter_context(closing(ObjectStoreSender(OBJECTS, run_id, RayStore(DEADLINE_S), dtype)))
     found["object_store_over_ray"] = (
-        far, lambda manifest: ask(cluster, "reading", "receive", manifest, deadline_s=DEADLINE_S)
+        far, lambda manifest: ask(cluster, ACTOR, "receive", manifest, deadline_s=DEADLINE_S)
     )
     return found
 

@@ -20,7 +20,7 @@ class Cluster:
         self.room = config.object_store_mib
 
     def start(self, name: str, factory: Any, arguments: dict[str, int], threads: int) -> None:
-        assert (name, factory, arguments) == ("reading", channels.Reading, {"threads": threads})
+        assert (name, factory, arguments) == (channels.ACTOR, channels.Reading, {"threads": threads})
 
     def close(self) -> None:
         """Nothing is left."""
