@@ -105,7 +105,8 @@ def _notes(ablation: AblationConfig, told: Sequence[Mapping[str, Any]], cells: S
                   if one["complete"] and one["measures"]["seconds_to_target"] is None]
         notes.append(f"{ablation.target.metric} {ablation.target.value:g} was not reached by {', '.join(missed)}.")
     cores = os.cpu_count() or 1
-    busy = [f"{one['arm']} seed {one['seed']} ({one['load'][0]:.1f})" for one in told if one.get("load", [0])[0] > cores]
+    busy = [f"{one['arm']} seed {one['seed']} ({one['load'][0]:.1f})" for one in told
+            if one.get("load", [0.0])[0] > cores]
     if busy:
         notes.append(f"The machine was busy when these began, load average above its {cores} cores: {', '.join(busy)}.")
     if len(ablation.seeds) == 1:
