@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -103,6 +104,11 @@ def _notes(ablation: AblationConfig, told: Sequence[Mapping[str, Any]], cells: S
         missed = [f"{one['arm']} seed {one['seed']}" for one in told
                   if one["complete"] and one["measures"]["seconds_to_target"] is None]
         notes.append(f"{ablation.target.metric} {ablation.target.value:g} was not reached by {', '.join(missed)}.")
+    cores = os.cpu_count() or 1
+    busy = [f"{one['arm']} seed {one['seed']} ({one['load'][0]:.1f})" for one in told
+            if one.get("load", [0.0])[0] > cores]
+    if busy:
+        notes.append(f"The machine was busy when these began, load average above its {cores} cores: {', '.join(busy)}.")
     if len(ablation.seeds) == 1:
         notes.append("One seed: no interval, and no difference that can be told from noise.")
     resumed = [cell.name for cell in cells if isinstance(story := stories[cell.name], RunStory) and _lives(story) > 1]

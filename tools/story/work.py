@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from engine.trace import read_trace
 from tools.pages.lanes import Lane, Stretch
 from tools.story.folder import RunStory
 
@@ -27,22 +27,12 @@ def work_lanes(story: RunStory) -> tuple[list[Lane], str]:
     return lanes, "This run left no trace.json: only the learner's updates are known by time."
 
 
-def read_events(file: Path) -> list[dict[str, Any]]:
-    """Events of a Chrome trace with one event a line, whole or cut off in the middle of one."""
-    events = []
-    for line in file.read_text(errors="replace").splitlines():
-        text = line.strip().rstrip(",")
-        if text.startswith("{") and text.endswith("}"):
-            events.append(json.loads(text))
-    return events
-
-
 def trace_lanes(file: Path) -> list[Lane]:
     """Slices of a trace by lane, in seconds since training began; what came before is left out."""
     names: dict[Any, str] = {}
     slices: dict[Any, list[tuple[float, float, str]]] = defaultdict(list)
     zero: float | None = None
-    for event in read_events(file):
+    for event in read_trace(file):
         if event["ph"] == "X":
             slices[event["tid"]].append((event["ts"], event["ts"] + event["dur"], event["name"]))
         elif event["ph"] == "M" and event["name"] == "thread_name":
@@ -69,7 +59,7 @@ def decode_steps(story: RunStory) -> int:
     busy machine.
     """
     file, names, steps = story.path / "trace.json", {}, 0
-    for event in read_events(file) if file.exists() else ():
+    for event in read_trace(file) if file.exists() else ():
         if event["ph"] == "M" and event["name"] == "thread_name":
             names[event["tid"]] = event["args"]["name"]
         elif event["ph"] == "X" and event["name"] == "decode" and names.get(event["tid"], "").startswith("generator"):

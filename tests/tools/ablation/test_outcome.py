@@ -4,14 +4,15 @@ import json
 
 import pytest
 
+from tools.ablation.cells import Ended
 from tools.ablation.outcome import as_csv, outcome_of, stories_of
 from tools.ablation.sheet import ablation_sheet
 from tools.ablation.tables import markdown, sentences
 
 
-def told(config, cells, plan=None):
+def told(config, cells, ended=None):
     stories = stories_of(cells)
-    return outcome_of(config, cells, stories, {}, {"processor": "p"}, plan), stories
+    return outcome_of(config, cells, stories, ended or {}, {"processor": "p"}), stories
 
 
 def test_arms_are_summed_up_over_seeds_and_their_speed_up_is_taken_apart(matrix):
@@ -65,6 +66,14 @@ def test_runs_that_do_not_belong_together_are_named(matrix, change, said):
     file = cells[0].folder / "summary.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | change))
     assert said in " ".join(told(config, cells)[0]["notes"])
+
+
+def test_a_busy_machine_is_said(matrix):
+    config, cells = matrix()
+    loads = {cells[0].name: Ended("", 1.0, (0.1, 99.0)), cells[1].name: Ended("", 1.0, (9_999.0, 0.0))}
+    (note,) = told(config, cells, loads)[0]["notes"]
+    assert "busy" in note
+    assert note.endswith("ahead seed 0 (9999.0).")
 
 
 def test_a_target_out_of_reach_and_a_single_seed_are_said(matrix):

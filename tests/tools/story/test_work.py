@@ -22,7 +22,7 @@ def write_trace(folder, end="\n]\n"):
 
 
 def test_lanes_of_a_trace_begin_with_training_and_a_torn_end_is_no_harm(tmp_path):
-    for end in ("\n]\n", ',\n{"ph": "X", "na'):
+    for end in ("\n]\n", ',\n{"ph": "X", "na', ',\n{"ph": "X", "args": {}'):
         write_trace(tmp_path, end)
         ((name, stretches),) = trace_lanes(tmp_path / "trace.json")
         assert name == "generator-0#1"
