@@ -60,7 +60,7 @@ class LiveMetrics:
 
     def show(self, status: Mapping[str, Any]) -> None:
         """Set every gauge; those of actors that are gone fall to 0."""
-        now = set()
+        now: set[tuple[str, tuple[tuple[str, str], ...]]] = set()
         for name, tags, value in readings(status):
             self._gauges[name].set(value, tags=tags)
             now.add((name, tuple(tags.items())))
