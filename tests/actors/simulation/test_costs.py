@@ -88,7 +88,7 @@ def test_a_run_is_measured_by_its_own_files(recorded):
     assert measured.tokens_per_second * 4 * measured.seconds_per_update > 0.99 * trained
     assert measured.staleness == {int(age): pytest.approx(count / trained)
                                   for age, count in summary["staleness_histogram"].items()}
-    assert measured.idle.keys() == {"generator", "learner", "judge"}
+    assert measured.idle.keys() >= {"generator", "learner", "judge"}
     assert all(0 <= share <= 1 for share in measured.idle.values())
     costs = measured.costs
     assert min(costs.decode.at(1), costs.prefill_pass, costs.receive, costs.publish, costs.learn.slope) > 0
