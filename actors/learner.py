@@ -1,4 +1,7 @@
-"""The learner: shell of ``engine/learn`` and of the sending end of the weight channel."""
+"""The learner: shell of ``engine/learn`` and of the sending end of the weight channel.
+
+Of several learners each is one rank. All are asked the same in the same order; rank 0 publishes and answers.
+"""
 
 from __future__ import annotations
 
@@ -9,71 +12,68 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from actors.learner_rank import LearnerRank, together
 from actors.learner_state import read_core, write_core
 from actors.object_store import open_object_store
-from actors.rollouts import read_rollouts, write_rollouts
+from actors.rollouts import GroupLengths, history_of, lengths_of, read_rollouts, write_rollouts
 from engine.config.run import RunConfig
 from engine.faults import reach
-from engine.learn.packing import Sample
-from engine.learn.step import LearnerCore
-from engine.models.policy import DTYPES, load_network, published_tensors, save_policy, with_adapter
+from engine.learn.agreement import logprob_gap
+from engine.models.policy import DTYPES, save_policy
 from engine.models.tokenizer import PolicyTokenizer
 from engine.records.manifest import Manifest
 from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
-from engine.records.version import PolicyVersion
 from engine.records.work import Delivery
 from engine.trace import recording, span
 from engine.weights.channel import open_sender, weights_digest
+from engine.weights.layout import take_part, whole_tensors
 
-GroupLengths = tuple[int, str, dict[int, int]]
 
-
-class Learner:
+class Learner(LearnerRank):
     """Optimises the policy and publishes every version it commits."""
 
-    def __init__(self, config: RunConfig, folder: str, run_id: str, dumps: str = "") -> None:
-        """Load the policy.
+    def __init__(self, config: RunConfig, folder: str, run_id: str, dumps: str = "", rank: int = 0) -> None:
+        """Load the policy; see :class:`LearnerRank`.
 
         Args:
             config: of the run.
             folder: Hugging Face folder of the first weights.
             run_id: names the weight channel.
             dumps: folder for consumed groups; empty: none are written.
+            rank: among ``learning.num_learners``.
         """
-        self._threads = config.cluster.threads.learner
-        self._traced = config.run.trace
-        torch.set_num_threads(self._threads)
-        network = load_network(folder, config.learning.precision)
-        if config.model.adapter.rank:
-            network = with_adapter(network, config.model.adapter)
-        fixed = load_network(folder, config.learning.precision) if config.loss.kl_coefficient else None
-        self.core = LearnerCore(network, config, fixed)
+        super().__init__(config, folder, rank)
         self._tokenizer = PolicyTokenizer.from_folder(Path(folder))
-        self._dumps = Path(dumps) if dumps else None
-        store = open_object_store(config)
-        self._sender = open_sender(config.weights, run_id, DTYPES[config.generator.precision], store)
-        reach("learner.start")
+        self._dumps = Path(dumps) if dumps and self.leads else None
+        dtype = DTYPES[config.generator.precision]
+        self._sender = open_sender(config.weights, run_id, dtype, open_object_store(config)) if self.leads else None
+        reach(f"{self.name}.start")
 
-    def publish(self) -> Manifest:
-        """Write the current weights into the channel, once more where a generator refused them."""
-        torch.set_num_threads(self._threads)
+    @together
+    def publish(self) -> Manifest | None:
+        """Write the current weights into the channel, once more where a generator refused them; rank 0 describes
+        them.
+        """
+        weights = self.weights()
+        if self._sender is None:
+            take_part(weights)
+            return None
         self._sender.retire(self.core.version)
-        manifest = self._sender.publish(published_tensors(self.core.network), self.core.version)
+        manifest = self._sender.publish(weights, self.core.version)
         reach("learner.publish")
         return manifest
 
+    @together
     def update(self, groups: Sequence[Group]) -> tuple[UpdateReport, Manifest | None]:
         """One update; a committed one is published at once."""
-        torch.set_num_threads(self._threads)
         if self._dumps is not None:
             write_rollouts(self._dumps, self.core.version.updates, groups)
-        with recording(self._traced) as spans:
+        with recording(self.config.run.trace) as spans:
             report = self.core.update(groups)
-            reach("learner.update")
+            reach(f"{self.name}.update")
             if not report.committed:
                 return replace(report, spans=tuple(spans)), None
             began = time.time()
@@ -91,45 +91,38 @@ class Learner:
     def study(self, path: Path) -> tuple[list[GroupLengths], UpdateReport, Manifest | None]:
         """One update on recorded groups; also their ids, prompts and members with lengths."""
         groups = read_rollouts(path)
-        lineages = (s.version.lineage for g in groups for t in g.trajectories for s in t.segments)
-        version = self.core.version
-        # The run that recorded them may have been resumed: this one takes up its history.
-        self.core.version = PolicyVersion(max([version.lineage, *lineages]), version.updates)
+        self.core.version = history_of(groups, self.core.version)
         report, manifest = self.update(groups)
-        seen = [
-            (g.group_id, g.prompt_id, {t.trajectory_id: t.length for t in g.trajectories}) for g in groups
-        ]
-        return seen, report, manifest
+        return lengths_of(groups), report, manifest
 
+    @together
     def logprob_gap(self, items: Sequence[tuple[NDArray[np.int32], Delivery]]) -> tuple[float, float]:
         """Mean and largest absolute gap between behaviour and learner log-probs, nats."""
-        torch.set_num_threads(self._threads)
-        samples, behaviour = [], []
-        for index, (prompt_tokens, delivery) in enumerate(items):
-            tokens = np.concatenate([segment.token_ids for segment in delivery.segments])
-            logprob = np.concatenate([segment.behaviour_logprob for segment in delivery.segments])
-            heat = np.float32(1.0 / delivery.segments[0].temperature)
-            samples.append(Sample(prompt_tokens, tokens, np.ones(len(tokens), bool), logprob,
-                                  np.full(len(tokens), heat, np.float32), index))
-            behaviour.append(torch.from_numpy(logprob))
-        gap = (torch.cat(self.core.logprobs(samples)) - torch.cat(behaviour)).abs()
-        return float(gap.mean()), float(gap.max())
+        return logprob_gap(self.core, items)
 
+    @together
     def digest(self) -> str:
-        """xxh3 over the fp32 master tensors."""
-        return weights_digest(self.core.optimiser.master_tensors())
+        """xxh3 over the fp32 master tensors, on rank 0."""
+        masters = self.core.optimiser.master_tensors()
+        if self.ranks.first:
+            return weights_digest(masters)
+        take_part(masters)
+        return ""
 
     def write_state(self, path: Path) -> None:
-        """Write everything of a checkpoint that belongs to the learner."""
+        """Write everything of a checkpoint that belongs to this rank."""
         write_core(self.core, path)
 
     def load_state(self, path: Path, lineage: int | None = None) -> None:
         """The inverse of :meth:`write_state`, under a new lineage; None: the next one."""
         read_core(self.core, path, lineage)
 
+    @together
     def save_model(self, folder: Path) -> None:
-        """Write a folder that transformers loads."""
-        save_policy(self.core.network, published_tensors(self.core.network), self._tokenizer, folder)
+        """Write a folder that transformers loads, on rank 0."""
+        tensors = whole_tensors(self.weights())
+        if self.ranks.first:
+            save_policy(self.core.network, tensors, self._tokenizer, folder)
 
     def metrics(self) -> dict[str, float]:
         """Optimiser steps so far."""
@@ -144,5 +137,7 @@ class Learner:
         self.core.load_state_dict(state)
 
     def close(self) -> None:
-        """Leave the channel; its memory is freed."""
-        self._sender.close()
+        """Leave the channel and the other ranks; memory is freed."""
+        if self._sender is not None:
+            self._sender.close()
+        self.ranks.leave()

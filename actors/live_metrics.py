@@ -64,6 +64,6 @@ class LiveMetrics:
         for name, tags, value in readings(status):
             self._gauges[name].set(value, tags=tags)
             now.add((name, tuple(tags.items())))
-        for name, tags in self._seen - now:
-            self._gauges[name].set(0.0, tags=dict(tags))
+        for name, gone in self._seen - now:
+            self._gauges[name].set(0.0, tags=dict(gone))
         self._seen = now

@@ -81,8 +81,16 @@ class JudgePort(Protocol):
 class LearnerPort(Protocol):
     """Learns and publishes."""
 
-    def publish(self) -> Manifest:
-        """Write the current weights into the channel."""
+    def meet(self) -> str:
+        """Where the ranks of several learners meet: host:port, of rank 0."""
+        ...
+
+    def join(self, address: str) -> None:
+        """Meet the other ranks there, before any other question."""
+        ...
+
+    def publish(self) -> Manifest | None:
+        """Write the current weights into the channel; None from every rank but the first."""
         ...
 
     def update(self, groups: Sequence[Group]) -> tuple[UpdateReport, Manifest | None]:

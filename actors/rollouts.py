@@ -8,7 +8,10 @@ from pathlib import Path
 from engine.errors import RecordError, RunFolderError
 from engine.records.codec import decode, encode
 from engine.records.trajectory import Group
+from engine.records.version import PolicyVersion
 from engine.run_folder import write_atomically
+
+GroupLengths = tuple[int, str, dict[int, int]]
 
 
 def write_rollouts(folder: Path, update: int, groups: Sequence[Group]) -> None:
@@ -56,3 +59,14 @@ def rollout_files(folder: Path) -> list[Path]:
             "name the rollouts folder of a run with run.dump_rollouts=true or train.only=rollout"
         )
     return files
+
+
+def history_of(groups: Sequence[Group], version: PolicyVersion) -> PolicyVersion:
+    """The version in the lineage of recorded groups: the run that recorded them may have been resumed."""
+    lineages = (s.version.lineage for g in groups for t in g.trajectories for s in t.segments)
+    return PolicyVersion(max([version.lineage, *lineages]), version.updates)
+
+
+def lengths_of(groups: Sequence[Group]) -> list[GroupLengths]:
+    """Group id, prompt id, and trajectory ids with their lengths."""
+    return [(g.group_id, g.prompt_id, {t.trajectory_id: t.length for t in g.trajectories}) for g in groups]

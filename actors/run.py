@@ -14,6 +14,7 @@ from typing import Any
 from actors import snapshot
 from actors.cluster import ask
 from actors.driver import Driver
+from actors.learner_group import with_learners
 from actors.live_metrics import LiveMetrics
 from actors.observer import Observer
 from actors.ray_cluster import open_cluster
@@ -154,7 +155,8 @@ def _watched(config: RunConfig, folder: RunFolder, observer: Observer) -> tuple[
     over_ray = config.cluster.kind is ClusterKind.ray
     deadline_s = config.cluster.call_deadline_s
     limits = Thresholds(config.cluster.stall_warning_s or deadline_s, deadline_s) if over_ray else Thresholds()
-    watch = WatchedCluster(open_cluster(config.cluster, folder.run_id), limits, folder.path / "stalls", observer.say)
+    cluster = with_learners(open_cluster(config.cluster, folder.run_id), config)
+    watch = WatchedCluster(cluster, limits, folder.path / "stalls", observer.say)
     export = LiveMetrics(folder.path.name).show if over_ray else lambda _: None
     status = Status(folder.path / STATUS_FILE, watch, config.learning.updates, export)
     watch.refresh = status.refresh

@@ -39,7 +39,7 @@ def save(driver: Driver, root: Path) -> Path:
     version = driver.controller.version
     folder = write_checkpoint(
         root / f"update-{version.updates:06d}",
-        {"learner.safetensors": learner, "driver.msgpack": encode(state),
+        {"learner": learner, "driver.msgpack": encode(state),
          "replay.msgpack": encode(driver.replay("state_dict"))},
         {"lineage": version.lineage, "updates": version.updates, "seed": config.seed},
         on_stage=lambda stage: reach(f"checkpoint.{stage}"),
@@ -58,7 +58,7 @@ def restore(driver: Driver, root: Path) -> None:
     deadline_s = driver.config.cluster.call_deadline_s
     state: dict[str, Any] = decode(checkpoint.read("driver.msgpack"))
     lineage = next_lineage(root, state["controller"]["version"].lineage)
-    ask(driver.cluster, "learner", "load_state", checkpoint.path("learner.safetensors"), lineage,
+    ask(driver.cluster, "learner", "load_state", checkpoint.path("learner"), lineage,
         deadline_s=deadline_s)
     driver.replay("load_state_dict", decode(checkpoint.read("replay.msgpack")))
     driver.controller.load_state_dict(state["controller"], lineage)

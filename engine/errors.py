@@ -88,6 +88,10 @@ class ActorError(PeriluneError):
         return f"actor {self.actor} during {self.during}: {self.detail}"
 
 
+class RankError(PeriluneError):
+    """The ranks of a learner that did not meet, or lost one of them: a death of the learner."""
+
+
 class ClusterError(PeriluneError):
     """A cluster without room, out of reach, or left over from another run."""
 

@@ -111,11 +111,13 @@ def needs(config: RunConfig, architecture: dict[str, Any]) -> dict[str, Any]:
     working = BYTES[config.learning.precision]
     copies = 12 + (working + 4 if config.learning.precision is Precision.bfloat16 else 4)
     generator = BYTES[config.generator.precision]
-    processes = ["replay", "learner", "judge", "evaluator"]
+    ranks = config.learning.num_learners
+    processes = ["replay", *config.learning.learner_names, "judge", "evaluator"]
     processes += [f"generator-{i}" for i in range(config.generator.num_generators)]
     return {
         "parameters": parameters,
         "learner_bytes": parameters * copies,
+        "learner_bytes_each": -(-parameters * copies // ranks),
         "weights_bytes_each_generator": parameters * generator * 3,
         "weight_channel_bytes": parameters * generator * 2,
         "checkpoint_bytes_each": parameters * 12,
@@ -127,7 +129,7 @@ def needs(config: RunConfig, architecture: dict[str, Any]) -> dict[str, Any]:
 def _asked_of_ray(config: RunConfig) -> dict[str, float]:
     """CPUs, GPUs and other resources of all actors together; what is 0 is left out."""
     asked, total = config.cluster.resources, Counter[str]()
-    counts = {"generator": config.generator.num_generators}
+    counts = {"generator": config.generator.num_generators, "learner": config.learning.num_learners}
     for role in fields(asked):
         one = getattr(asked, role.name)
         for name, amount in {"cpus": one.cpus, "gpus": one.gpus, **one.custom}.items():

@@ -201,8 +201,8 @@ def _micros(seconds: float) -> int:
 def _reopen(path: Path) -> int:
     """Begin the file, or take off its end and whatever a kill tore; its size in bytes."""
     if not path.exists() or not path.stat().st_size:
-        first = {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "perilune"}}
-        path.write_text("[\n" + json.dumps(first, separators=(",", ":")))
+        head = {"ph": "M", "name": "process_name", "pid": 1, "args": {"name": "perilune"}}
+        path.write_text("[\n" + json.dumps(head, separators=(",", ":")))
         return path.stat().st_size
     data = path.read_bytes()
     end = len(data)

@@ -25,11 +25,13 @@ from transformers.utils import logging
 
 from engine.errors import PeriluneError
 from engine.models.packaged_model import packaged_model_folder
-from tools.bench import controller, decode_bound, generate, learner, publish, sampler, trace, update
+from tools.bench import channels, controller, decode_bound, generate, learner, learners, publish, sampler, trace, update
 from tools.bench.subject import SMALL, Amounts, Subject, small_model
 from tools.bench.timing import load_average, machine, show
 
-SUBJECTS = ("controller", "publish", "bound", "sampler", "generate", "learner", "update", "trace")
+SUBJECTS = (
+    "controller", "publish", "channels", "bound", "sampler", "generate", "learner", "update", "learners", "trace",
+)
 
 
 def options(arguments: Sequence[str]) -> argparse.Namespace:
@@ -53,11 +55,13 @@ def run(asked: argparse.Namespace, folder: Path) -> dict[str, Any]:
     measures: dict[str, Callable[[], dict[str, Any]]] = {
         "controller": lambda: controller.measure(subject.amounts.trajectories, asked.repeats),
         "publish": lambda: publish.measure(subject, asked.repeats),
+        "channels": lambda: channels.measure(subject, asked.repeats),
         "bound": lambda: decode_bound.measure(subject, asked.repeats),
         "sampler": lambda: sampler.measure(subject, asked.repeats),
         "generate": lambda: generate.measure(subject, asked.repeats, asked.vllm_python),
         "learner": lambda: learner.measure(subject, asked.repeats),
         "update": lambda: update.measure(subject, asked.repeats, asked.trl_rows),
+        "learners": lambda: learners.measure(subject, asked.repeats),
         "trace": lambda: _traced(asked),
     }
     results: dict[str, Any] = {"machine": machine(), "model": folder.name}

@@ -44,7 +44,8 @@ PARTS: dict[str, Part] = {
     "rows": Part((PYTHON, "-m", "tools.bench.gpu_rows"), 120, reports=True),
     "packed": Part((PYTHON, "-m", "tools.bench.gpu_packed"), 90, reports=True),
     "loop": Part((PYTHON, "-m", "tools.bench.gpu_loop"), 90, reports=True),
-    "nccl": Part((PYTHON, "-m", "tools.bench.gpu_nccl"), 100, reports=True),
+    "nccl": Part((PYTHON, "-m", "tools.bench.gpu_channels", "nccl"), 150, reports=True),
+    "cuda_ipc": Part((PYTHON, "-m", "tools.bench.gpu_channels", "cuda_ipc"), 100, reports=True),
 }
 
 

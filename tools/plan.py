@@ -17,7 +17,7 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from actors.launch import build, register_schemas
+from actors.launch import build, explain, register_schemas
 from actors.simulation.costs import Measured
 from actors.simulation.forecast import LENGTHS, OTHERS, OWN, SCHEDULE, Forecast, forecast
 from actors.simulation.world import Prediction
@@ -86,19 +86,20 @@ def row(name: str, found: Prediction | Measured) -> list[str]:
 
 def show(found: Sequence[tuple[str, Forecast]]) -> None:
     """The table, and what it rests on."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     first = found[0][1]
     measured = first.measured
     heads = ("", "s/update", "samples/s", "tokens/s", "staleness", *(f"{role} idle" for role in ROLES))
-    table = Table(*heads)
+    table = Table(*heads, box=SIMPLE_HEAD)
     table.add_row(*row("measured", measured))
     table.add_row(*row("the same, predicted", first.itself))
     for name, one in found:
         if name:
             table.add_row(*row(name, one.predicted))
-    console = Console(width=None if sys.stdout.isatty() else 140)
+    console = Console(width=None if sys.stdout.isatty() else 150)
     console.print(table)
     console.print(f"error of the prediction of the run itself: {first.error:+.1%} seconds per update "
                   f"({measured.updates} updates)")
@@ -119,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             changed = bool(changes) or asked.lengths != "run"
             found.append((name if changed else "", plan(asked.folder, changes, asked.lengths)))
     except (PeriluneError, OmegaConfBaseException) as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {explain(error)}", file=sys.stderr)
         raise SystemExit(2) from None
     show(found)
     if asked.json is not None:

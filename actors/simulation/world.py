@@ -36,7 +36,7 @@ class Scenario:
     prefill_tokens: int
     steps_per_call: int
     learners: int = 1
-    """Ranks that share the tokens of an update; what does not go by tokens is not shared."""
+    """Times the recorded ranks, who share the tokens of an update; what does not go by tokens is not shared."""
     judge_speed: float = 1.0
     """Judges' workers over those that were measured."""
     evaluate_every: int = 0

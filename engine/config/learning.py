@@ -207,7 +207,23 @@ class LearningConfig(Config):
     checkpoint_every: int = 0
     """Updates between two checkpoints; 0: only at the end and on a signal."""
     keep_checkpoints: int = 2
+    num_learners: int = 1
+    """Processes that share the learner's work and memory, each holding some rows of every weight."""
+    rank_deadline_s: float = 300.0
+    """Seconds that one of several learners may wait for the others before it counts them as dead."""
+    gradient_checkpointing: bool = False
+    """Keep only the input of each layer for the backward pass, which then computes the layer once more."""
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+
+    @property
+    def learner_names(self) -> list[str]:
+        """Actor names of the learners, by rank; the first one publishes.
+
+        Example:
+            >>> LearningConfig(num_learners=2).learner_names
+            ['learner', 'learner-1']
+        """
+        return ["learner", *(f"learner-{rank}" for rank in range(1, self.num_learners))]
 
     def validate(self) -> None:
         """See :class:`Config`."""
@@ -218,3 +234,6 @@ class LearningConfig(Config):
                 "give 0 or a positive number of updates")
         require(self.keep_checkpoints >= 1, "learning.keep_checkpoints", self.keep_checkpoints,
                 "keep at least 1")
+        require(self.num_learners >= 1, "learning.num_learners", self.num_learners, "give at least 1 learner")
+        require(self.rank_deadline_s > 0.0, "learning.rank_deadline_s", self.rank_deadline_s,
+                "give seconds above 0")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from engine.config.base import Config, require
-from engine.config.cluster import ClusterConfig, Placement, WeightChannelKind, WeightsConfig
+from engine.config.cluster import ClusterConfig, ClusterKind, Placement, WeightChannelKind, WeightsConfig
 from engine.config.learning import Baseline, LearningConfig, LossConfig, MirrorDescentConfig
 from engine.config.model import ModelConfig, ModelSource
 from engine.config.prompts import PromptsConfig
@@ -151,6 +151,21 @@ class RunConfig(Config):
                 f"prompt and response budgets need {need} tokens")
         require(self.train.only is not Only.learn or bool(self.train.rollouts), "train.rollouts",
                 self.train.rollouts, "train.only=learn reads a folder of rollouts, name it")
+        if learning.num_learners > 1:
+            self._check_learners()
+
+    def _check_learners(self) -> None:
+        """What several learners need."""
+        key, count = "learning.num_learners", self.learning.num_learners
+        require(self.cluster.kind is ClusterKind.ray, key, count,
+                "several learners are processes of their own: set cluster=ray, or give 1")
+        require(self.model.adapter.rank == 0, key, count,
+                "adapters are trained by one learner: give 1, or model.adapter.rank=0")
+        schedule = self.schedule
+        fewest = schedule.fewest_groups // schedule.steps_per_update * self.rollout.samples_per_prompt
+        require(count <= fewest, key, count,
+                f"an optimiser step has {fewest} trajectories and none is split: give at most {fewest}, or a "
+                "larger schedule.batch_groups")
 
     def _check_turns(self) -> None:
         """Generators and learner must be able to take turns on a device."""

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib.util
+import json
+import subprocess
+import sys
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -24,6 +27,8 @@ ABILITIES: dict[GeneratorKind, Abilities] = {
 }
 COOLEST = 0.01
 """vLLM takes a lower temperature, other than 0, for this one."""
+_LOOK_S = 300.0
+"""Seconds that a look at vLLM may take; importing it takes ten."""
 
 
 def build_sampler(config: RunConfig, folder: str, *, slots: int, threads: int, stop_ids: Iterable[int],
@@ -92,19 +97,25 @@ def _check_vllm(config: RunConfig, architecture: dict[str, Any]) -> None:
     if importlib.util.find_spec("vllm") is None:
         raise ConfigError("generator.kind", "vllm", "vLLM is not installed here: use generator=native, or see "
                           "docs/vllm.md (make test-vllm makes an environment that has it)")
-    try:
-        import engine.generate.vllm_sampler as vllm_sampler
-    except (ImportError, AttributeError) as error:
-        raise ConfigError("generator.kind", "vllm", f"vLLM {_installed()} lacks what Perilune calls ({error}): "
-                          "install 0.32, see docs/vllm.md") from error
-    if 0.0 < min(config.rollout.temperature, config.evaluation.temperature) < COOLEST:
-        raise ConfigError("rollout.temperature", config.rollout.temperature,
-                          f"vLLM samples at {COOLEST} or above, or greedily")
+    for group, temperature in (("rollout", config.rollout.temperature), ("evaluation", config.evaluation.temperature)):
+        if temperature < COOLEST:
+            raise ConfigError(f"{group}.temperature", temperature, f"vLLM samples at {COOLEST} or above")
     if not architecture:
         scratch = config.model.scratch
         architecture = {"architectures": ["LlamaForCausalLM"], "hidden_size": scratch.width,
                         "num_attention_heads": scratch.heads}
-    vllm_sampler.check_support(architecture)
+    # In a process of its own: vLLM imports ray, which must not happen before the run has chosen its token.
+    command = [sys.executable, "-m", "engine.generate.vllm_sampler", json.dumps(architecture)]
+    try:
+        ended = subprocess.run(command, capture_output=True, text=True, timeout=_LOOK_S, check=False)
+    except subprocess.TimeoutExpired:
+        raise ConfigError("generator.kind", "vllm", f"importing vLLM took longer than {_LOOK_S:.0f} s") from None
+    last = (ended.stdout if ended.returncode == 0 else ended.stderr).strip().splitlines()[-1:]
+    if ended.returncode != 0:
+        raise ConfigError("generator.kind", "vllm", f"vLLM {_installed()} lacks what Perilune calls "
+                          f"({''.join(last)}): install 0.32, see docs/vllm.md")
+    if refused := json.loads(last[0]):
+        raise ConfigError("generator.kind", "vllm", refused)
 
 
 def _installed() -> str:

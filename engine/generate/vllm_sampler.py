@@ -14,6 +14,8 @@ away at a swap unless they shall stay.
 from __future__ import annotations
 
 import asyncio
+import json
+import sys
 from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -39,7 +41,7 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from engine.config.rollout import GeneratorConfig
 from engine.config.schedule import InFlight
-from engine.errors import ActorError, ConfigError
+from engine.errors import ActorError
 from engine.generate.token_engine import Arrival, Ask
 from engine.generate.vllm_processes import cache_bytes, end_with_owner, inherited
 from engine.generate.vllm_weights import Layout, Parcel, unpack
@@ -101,25 +103,21 @@ class KnowsTransfer:
     """Part of vLLM's worker: importing it there, in another process, registers the transfer."""
 
 
-def check_support(architecture: Mapping[str, Any]) -> None:
-    """Refuse a model that vLLM cannot decode here, from its config.json.
-
-    Raises:
-        ConfigError: names the architecture, or the width of its heads.
-    """
+def missing_support(architecture: Mapping[str, Any]) -> str:
+    """Why vLLM cannot decode a model here, from its config.json; empty when it can."""
     names = architecture.get("architectures") or []
     known = ModelRegistry.get_supported_archs()
     if not any(name in known for name in names):
-        raise ConfigError("generator.kind", "vllm", f"vLLM knows no architecture {', '.join(names) or '(none named)'}: "
-                          "use generator=native")
+        return f"vLLM knows no architecture {', '.join(names) or '(none named)'}: use generator=native"
     if current_platform.is_cpu():
         from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
 
         sizes = CPUAttentionBackend.get_supported_head_sizes()
         size = architecture.get("head_dim") or architecture["hidden_size"] // architecture["num_attention_heads"]
         if size not in sizes:
-            raise ConfigError("generator.kind", "vllm", f"vLLM on a CPU knows no attention heads of width {size}, only "
-                              f"{', '.join(map(str, sizes))}: use generator=native")
+            return (f"vLLM on a CPU knows no attention heads of width {size}, only {', '.join(map(str, sizes))}: "
+                    "use generator=native")
+    return ""
 
 
 class VllmEngine:
@@ -292,3 +290,7 @@ def _arrival(key: str, output: RequestOutput) -> Arrival:
     if output.finished:
         spans = tuple((span.version, span.end - span.start) for span in answer.weight_versions or ())
     return Arrival(key, tokens, logprobs, output.num_cached_tokens or 0, spans)
+
+
+if __name__ == "__main__":
+    print(json.dumps(missing_support(json.loads(sys.argv[1]))))

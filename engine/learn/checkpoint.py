@@ -23,7 +23,7 @@ import xxhash
 from engine.errors import CheckpointError
 from engine.run_folder import fsync_path, is_disk_full
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
 _CHUNK_BYTES = 8 * 2**20

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 
 from engine.config.learning import OptimiserConfig, Schedule
 from engine.errors import CheckpointError
+from engine.models.ranks import ALONE, Ranks
+from engine.models.sharding import Gathered, is_sharded, local, rows_here
 from engine.trace import spanned
 
 
@@ -18,17 +21,21 @@ class MasterOptimiser:
     """AdamW over fp32 master weights of a network that may compute in bf16.
 
     Gradients of all micro-batches are summed in fp32; after a step the working weights are rounded from
-    the master. In fp32 the working weights are the master.
+    the master. In fp32 the working weights are the master. Of a network that is sharded over ranks each optimises
+    the rows it holds, which are master weights already.
     """
 
-    def __init__(self, network: torch.nn.Module, config: OptimiserConfig, total_steps: int) -> None:
+    def __init__(self, network: torch.nn.Module, config: OptimiserConfig, total_steps: int,
+                 ranks: Ranks = ALONE) -> None:
         """Take over the trainable weights of a network.
 
         Args:
             network: its parameters that require grad are optimised.
             config: Adam's numbers and the learning-rate schedule.
             total_steps: optimiser steps at which the schedule ends.
+            ranks: over which the network is sharded.
         """
+        self._ranks = ranks
         self.config = config
         self.total_steps = max(total_steps, 1)
         self.steps = 0
@@ -36,11 +43,13 @@ class MasterOptimiser:
         self.names = [name for name, _ in named]
         self._working = [parameter for _, parameter in named]
         self._separate = any(parameter.dtype != torch.float32 for parameter in self._working)
-        self._master = (
-            [torch.nn.Parameter(p.detach().float().clone()) for p in self._working]
-            if self._separate
-            else self._working
-        )
+        self._sharded = any(map(is_sharded, self._working))
+        if self._sharded:
+            self._master = [torch.nn.Parameter(local(p.detach())) for p in self._working]
+        elif self._separate:
+            self._master = [torch.nn.Parameter(p.detach().float().clone()) for p in self._working]
+        else:
+            self._master = self._working
         self._adam = self._fresh()
 
     def _fresh(self) -> torch.optim.AdamW:
@@ -56,6 +65,9 @@ class MasterOptimiser:
 
     def collect(self) -> None:
         """Add the gradients of one micro-batch to the fp32 sum."""
+        if self._sharded:  # summed over micro-batches and ranks already
+            for master, working in zip(self._master, self._working, strict=True):
+                master.grad = None if working.grad is None else local(working.grad)
         if not self._separate:
             return
         for master, working in zip(self._master, self._working, strict=True):
@@ -108,8 +120,8 @@ class MasterOptimiser:
     @torch.no_grad()
     def to(self, device: torch.device) -> None:
         """Take master weights and moments along to a device; those that are the working weights moved with these."""
-        for master in self._master:
-            master.data = master.data.to(device)
+        for master, working in zip(self._master, self._working, strict=True):
+            master.data = local(working.detach()) if self._sharded else master.data.to(device)
         for state in self._adam.state.values():
             for name, value in state.items():
                 state[name] = value.to(device) if isinstance(value, Tensor) else value
@@ -119,9 +131,9 @@ class MasterOptimiser:
         for master, working in zip(self._master, self._working, strict=True):
             master.grad = working.grad = None
 
-    @staticmethod
-    def _norm(gradients: list[Tensor]) -> float:
-        return float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
+    def _norm(self, gradients: list[Tensor]) -> float:
+        here = float(torch.linalg.vector_norm(torch.stack([g.norm() for g in gradients])))
+        return math.hypot(*self._ranks.gather(here))
 
     @torch.no_grad()
     def _round(self) -> None:
@@ -129,13 +141,25 @@ class MasterOptimiser:
             for master, working in zip(self._master, self._working, strict=True):
                 working.copy_(master)
 
-    def master_tensors(self) -> dict[str, Tensor]:
-        """Name -> fp32 master tensor."""
+    def master_tensors(self) -> Mapping[str, Tensor]:
+        """Name -> whole fp32 master tensor; of a sharded network each is gathered when it is asked for."""
+        if self._sharded:
+            return Gathered(dict(zip(self.names, self._working, strict=True)), self._ranks)
+        return self._masters()
+
+    def _masters(self) -> dict[str, Tensor]:
         return dict(zip(self.names, (p.detach() for p in self._master), strict=True))
 
+    def rows(self) -> dict[str, tuple[int, int, int]]:
+        """Name -> first row and one past the last row that are held here, and rows of the whole tensor."""
+        return {name: (*rows_here(p, self._ranks), p.shape[0] if p.ndim else 1)
+                for name, p in zip(self.names, self._working, strict=True)}
+
     def state_dict(self) -> dict[str, Any]:
-        """Moments, master weights and the step count; the tensors are live, write them before a step."""
-        return {"adam": self._adam.state_dict(), "master": self.master_tensors(), "steps": self.steps}
+        """Moments, master weights and the step count, of the rows held here; the tensors are live, write
+        them before a step.
+        """
+        return {"adam": self._adam.state_dict(), "master": self._masters(), "steps": self.steps}
 
     @torch.no_grad()
     def load_state_dict(self, state: dict[str, Any]) -> None:

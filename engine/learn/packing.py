@@ -72,9 +72,13 @@ class PackedRow:
         return PackedRow(**moved)
 
 
-def _clusters(samples: Sequence[Sample], budget: int, share: bool) -> list[list[Sample]]:
+Cluster = list[Sample]
+"""Samples that lie side by side behind one prompt."""
+
+
+def clusters_of(samples: Sequence[Sample], budget: int, share: bool) -> list[Cluster]:
     """Samples that share a prompt and together fit the budget."""
-    clusters: list[list[Sample]] = []
+    clusters: list[Cluster] = []
     size = 0
     for sample in samples:
         grown = size + len(sample.response)
@@ -88,7 +92,8 @@ def _clusters(samples: Sequence[Sample], budget: int, share: bool) -> list[list[
     return clusters
 
 
-def _cluster_tokens(cluster: list[Sample]) -> int:
+def cluster_tokens(cluster: Cluster) -> int:
+    """Tokens of a cluster in its row, its prompt counted once."""
     return len(cluster[0].prompt_tokens) + sum(len(sample.response) for sample in cluster)
 
 
@@ -101,10 +106,10 @@ def pack(samples: Sequence[Sample], row_tokens: int, share_prompts: bool = True)
         share_prompts: forward the prompt of a group once.
     """
     useful = [sample for sample in samples if sample.carries_loss.any()]
-    rows: list[list[list[Sample]]] = []
+    rows: list[list[Cluster]] = []
     room: list[int] = []
-    for cluster in _clusters(useful, row_tokens, share_prompts):
-        need = _cluster_tokens(cluster)
+    for cluster in clusters_of(useful, row_tokens, share_prompts):
+        need = cluster_tokens(cluster)
         index = next((i for i, left in enumerate(room) if left >= need), None)
         if index is None:
             rows.append([cluster])
@@ -112,10 +117,11 @@ def pack(samples: Sequence[Sample], row_tokens: int, share_prompts: bool = True)
         else:
             rows[index].append(cluster)
             room[index] -= need
-    return [_build_row(clusters) for clusters in rows]
+    return [build_row(clusters) for clusters in rows]
 
 
-def _build_row(clusters: list[list[Sample]]) -> PackedRow:
+def build_row(clusters: Sequence[Cluster]) -> PackedRow:
+    """One row of these clusters, in this order."""
     tokens, positions, sources, blocks = [], [], [], []
     start = 0
     for cluster in clusters:
@@ -148,6 +154,15 @@ def _build_row(clusters: list[list[Sample]]) -> PackedRow:
         behaviour_logprob=_carried(samples, "behaviour_logprob", torch.float32),
         trajectory=torch.repeat_interleave(torch.arange(len(samples)), torch.tensor(counts)),
         samples=tuple(samples),
+    )
+
+
+def blank_row() -> PackedRow:
+    """The shortest row there is, of no sample: forwarded by a rank that has none while others have one."""
+    nothing, zero = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+    return PackedRow(
+        tokens=nothing, positions=nothing, blocks=(Block(0, 1),), source=nothing, target=nothing,
+        inverse_temperature=torch.ones(1), behaviour_logprob=zero, trajectory=nothing, samples=(),
     )
 
 

@@ -23,12 +23,14 @@ from engine.config.run import RunConfig
 from engine.config.schedule import Straggler
 from engine.errors import NonFiniteError
 from engine.learn.batch import Accounts, LossRule, samples_of
+from engine.learn.forward import score_row
 from engine.learn.optimiser import MasterOptimiser
 from engine.learn.packing import PackedRow, Sample, pack
+from engine.learn.split import split
+from engine.learn.together import added_up, shares
 from engine.losses.objective import LossInputs, LossScale, build_loss, mean_metrics
 from engine.models.device import give_back, torch_device
-from engine.models.policy import head_weight, hidden_states
-from engine.ops.token_logprob import token_logprob
+from engine.models.ranks import ALONE, Ranks
 from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
@@ -37,39 +39,25 @@ from engine.trace import now, span, spanned
 MAX_NON_FINITE_UPDATES = 3
 
 
-@spanned("forward")
-def score_row(network: Any, row: PackedRow, want_entropy: bool = False) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies of the loss-carrying tokens of a row: [M] and [M], fp32 nats.
-
-    Args:
-        network: from ``engine.models.policy``.
-        row: one micro-batch.
-        want_entropy: False leaves the entropies 0.
-    """
-    hidden = hidden_states(network, row.tokens, row.positions, row.blocks)
-    logprob, entropy, _ = token_logprob(
-        hidden, head_weight(network), row.target, row.inverse_temperature, rows=row.source,
-        want_entropy=want_entropy,
-    )
-    return logprob, entropy
-
-
 class LearnerCore:
     """The policy being optimised, its optimiser, and the version it stands at."""
 
-    def __init__(self, network: Any, config: RunConfig, fixed_network: Any | None = None) -> None:
+    def __init__(self, network: Any, config: RunConfig, fixed_network: Any | None = None,
+                 ranks: Ranks = ALONE) -> None:
         """Wrap a loaded network.
 
         Args:
-            network: from ``engine.models.policy``.
+            network: from ``engine.models.policy``, sharded where there are several ranks.
             config: of the run.
             fixed_network: the first policy, for losses with a KL to it.
+            ranks: that share the work; each is given the same groups.
         """
+        self.ranks = ranks
         self.network = network
         self.config = config
         self.loss = build_loss(config.loss)
         steps = config.learning.updates * config.schedule.steps_per_update
-        self.optimiser = MasterOptimiser(network, config.learning.optimiser, steps)
+        self.optimiser = MasterOptimiser(network, config.learning.optimiser, steps, ranks)
         self.version = PolicyVersion(0, 0)
         self._fixed_network = fixed_network
         self._non_finite = 0
@@ -78,6 +66,8 @@ class LearnerCore:
         self._seconds: dict[str, float] = {}
         if not self._takes_turns:
             self.onload()
+        elif not ranks.alone:
+            self.offload()  # shards are made on the device
 
     # ---- turns on a device that generators use too ---------------------------------------------
 
@@ -91,6 +81,8 @@ class LearnerCore:
         give_back(self.device)
 
     def _move(self, device: torch.device) -> None:
+        if not self.ranks.alone and next(self.network.parameters()).device == device:
+            return  # shards were made there
         self.network.to(device)
         if self._fixed_network is not None:
             self._fixed_network.to(device)
@@ -126,6 +118,7 @@ class LearnerCore:
         """
         assert groups, "an update consumes at least one group"
         began = now()
+        self.ranks.lap()
         with self._turn():
             report = self._update(groups)
         return replace(report, metrics={**report.metrics, **self._seconds}, busy=(began, now()))
@@ -149,9 +142,10 @@ class LearnerCore:
         self._guard(committed, groups)
         if committed:
             self.version = self.version.next()
+        metrics = self._metrics(sums, norms, rate, accounts) | shares(self.ranks, [rows for rows, _ in packed])
         return UpdateReport(
-            self.version, committed, accounts.carried, dict(accounts.masked),
-            self._metrics(sums, norms, rate, accounts), dict(accounts.staleness), (began, now()),
+            self.version, committed, accounts.carried, dict(accounts.masked), metrics,
+            dict(accounts.staleness), (began, now()),
         )
 
     @staticmethod
@@ -196,14 +190,15 @@ class LearnerCore:
     @spanned("pack")
     def _rows(self, minibatch: list[list[Sample]], first: bool,
               accounts: Accounts) -> tuple[list[PackedRow], LossScale]:
-        """Rows to forward, and the sizes of the whole minibatch."""
+        """Rows that this rank forwards, and the sizes of the whole minibatch."""
         samples = [sample for group in minibatch for sample in group]
         tokens = sum(int(sample.carries_loss.sum()) for sample in samples)
         scale = LossScale(len(minibatch), len(samples), tokens, self.config.rollout.samples_per_prompt)
         learning = self.config.learning
         skip = learning.skip_zero_advantage and self.loss.skips_zero_advantage(first)
-        rows = pack(accounts.settle(samples, skip), learning.row_tokens, learning.share_prompts)
-        return [row.to(self.device) for row in rows], scale
+        parts = split(accounts.settle(samples, skip), self.ranks.size, learning.row_tokens,
+                      learning.share_prompts, self.network.config.hidden_size)
+        return [row.to(self.device) for row in parts[self.ranks.rank]], scale
 
     @torch.no_grad()
     def _reference(self, rows: list[PackedRow]) -> list[Tensor] | None:
@@ -216,36 +211,52 @@ class LearnerCore:
 
     def _step(self, rows: list[PackedRow], scale: LossScale, reference: list[Tensor] | None,
               sums: defaultdict[str, float]) -> float:
-        """Forward, backward and one optimiser step; returns the gradient norm, NaN when not finite."""
+        """Forward, backward and one optimiser step; returns the gradient norm, NaN when not finite.
+
+        What is not finite on one rank ends the step on all of them, but only after its rows, since the others
+        wait in every one of them.
+        """
         found: defaultdict[str, float] = defaultdict(float)
+        finite = True
         for index, row in enumerate(rows):
             logprob, entropy = score_row(self.network, row, self.loss.needs_entropy)
-            anchor = None if reference is None else reference[index]
-            output = self.loss(self._inputs(row, logprob, entropy, anchor), scale)
-            gap = (logprob.detach() - row.behaviour_logprob).abs().sum()
-            # The gap covers behaviour log-probs, which not every loss reads.
-            if not bool(torch.isfinite(output.loss.detach() + gap)):
-                self.optimiser.discard()
-                return math.nan
+            fixed = self._fixed(row)
+            if row.samples:
+                anchor = None if reference is None else reference[index]
+                output = self.loss(self._inputs(row, logprob, entropy, anchor, fixed), scale)
+                gap = (logprob.detach() - row.behaviour_logprob).abs().sum()
+                # The gap covers behaviour log-probs, which not every loss reads.
+                finite &= bool(torch.isfinite(output.loss.detach() + gap))
+                loss, parts = output.loss, {"logprob_gap_mean_nats_sum": gap, **output.metrics}
+                for name, part in {"loss": loss.detach(), **parts}.items():
+                    found[name] += float(part)
+            else:
+                loss = 0.0 * (logprob.sum() + entropy.sum())
+            if self.ranks.alone and not finite:
+                break
             with span("backward"):
-                output.loss.backward()
+                loss.backward()
             self.optimiser.collect()
-            parts = {"loss": output.loss.detach(), "logprob_gap_mean_nats_sum": gap, **output.metrics}
-            for name, part in parts.items():
-                found[name] += float(part)
+        total, finite = added_up(self.ranks, found, finite)
+        if not finite:
+            self.optimiser.discard()
+            return math.nan
         norm = self.optimiser.step()
         if math.isfinite(norm):
-            for name, value in found.items():
+            for name, value in total.items():
                 sums[name] += value
         return norm
 
-    def _inputs(self, row: PackedRow, logprob: Tensor, entropy: Tensor,
-                reference: Tensor | None) -> LossInputs:
-        fixed = None
-        if self.loss.needs_fixed:
-            assert self._fixed_network is not None, "a loss with a fixed policy was built without one"
-            with torch.no_grad():
-                fixed = score_row(self._fixed_network, row)[0]
+    @torch.no_grad()
+    def _fixed(self, row: PackedRow) -> Tensor | None:
+        """Log-probs of the fixed first policy; None where nobody asks."""
+        if not self.loss.needs_fixed:
+            return None
+        assert self._fixed_network is not None, "a loss with a fixed policy was built without one"
+        return score_row(self._fixed_network, row)[0]
+
+    def _inputs(self, row: PackedRow, logprob: Tensor, entropy: Tensor, reference: Tensor | None,
+                fixed: Tensor | None) -> LossInputs:
         # Counted on the host, where a GPU need not be waited for.
         counts = torch.tensor([int(sample.carries_loss.sum()) for sample in row.samples]).to(self.device)
         return LossInputs(
@@ -260,7 +271,7 @@ class LearnerCore:
     def logprobs(self, samples: Sequence[Sample]) -> list[Tensor]:
         """Learner log-probs of the loss-carrying tokens of each sample: the canary's question.
 
-        Samples that carry no loss are left out.
+        Samples that carry no loss are left out. Every rank forwards all of them.
         """
         learning = self.config.learning
         found: dict[int, Tensor] = {}

@@ -18,9 +18,9 @@ from engine.config.learning import OptimiserConfig, Schedule
 from engine.config.model import WarmupConfig
 from engine.config.rollout import Precision
 from engine.errors import NonFiniteError, PromptError
+from engine.learn.forward import score_row
 from engine.learn.optimiser import MasterOptimiser
 from engine.learn.packing import Sample, pack
-from engine.learn.step import score_row
 from engine.losses.likelihood import negative_log_likelihood
 from engine.models.policy import DTYPES
 from engine.models.tokenizer import PolicyTokenizer

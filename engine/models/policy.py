@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +161,7 @@ def published_tensors(network: Any) -> dict[str, Tensor]:
 
 
 def save_policy(
-    network: Any, tensors: dict[str, Tensor], tokenizer: PolicyTokenizer, folder: str | Path
+    network: Any, tensors: Mapping[str, Tensor], tokenizer: PolicyTokenizer, folder: str | Path
 ) -> None:
     """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads, adapters folded in."""
     base = _base(network)

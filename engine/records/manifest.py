@@ -28,7 +28,7 @@ class Bucket:
     offset: int
     num_bytes: int
     digest: str
-    """xxh3-64 of the bytes, hexadecimal."""
+    """xxh3-64 of the bytes, or their word digest where they lie on a GPU; hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True)

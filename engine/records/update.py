@@ -26,7 +26,7 @@ class UpdateReport:
     """Staleness in versions -> tokens that carried loss."""
     busy: tuple[float, float] = (0.0, 0.0)
     """Interval of the wall clock, seconds."""
-    spans: tuple[Span, ...] = ()
-    """What went on in it and in publishing its version; empty without ``run.trace``."""
     weights_digest: str = ""
     """xxh3 over the fp32 master tensors; empty unless asked for."""
+    spans: tuple[Span, ...] = ()
+    """What went on in it and in publishing its version; empty without ``run.trace``."""

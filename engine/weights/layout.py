@@ -250,6 +250,23 @@ def staged_tensors(manifest: Manifest, memory: Tensor) -> dict[str, Tensor]:
     return tensors
 
 
+def take_part(tensors: Mapping[str, Tensor]) -> None:
+    """Fetch lazy weights as a reader does and drop them: what the other ranks do while one of them reads."""
+    for name, *_ in _tied(tensors):
+        tensors[name]
+
+
+def whole_tensors(tensors: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Every weight at once: as they are, or fetched as a reader does, onto the CPU."""
+    if not isinstance(tensors, LazyWeights):
+        return tensors
+    found = {}
+    for names in _tied(tensors):
+        tensor = tensors[names[0]]
+        found.update(dict.fromkeys(names, tensor if tensor.is_meta else tensor.cpu()))
+    return found
+
+
 def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """xxh3-128 of the master weights: name, dtype, shape and bytes in order of names, tied tensors once.
 

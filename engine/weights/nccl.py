@@ -132,13 +132,13 @@ class NcclCommunicator:
 
         try:
             _watched(work, self._device, watch)
-            pause = threading.Event()
+            pause = threading.Event()  # which nobody sets: CUDA has no wait with a deadline
             while not done.query():
                 self._group.check_async_error()
                 watch()
                 pause.wait(_LOOK_S)
             self._held = ()
-        except RuntimeError as error:  # what NCCL and CUDA raise
+        except (RuntimeError, LookupError) as error:  # cupy raises a KeyError for a status it has no name for
             self.abort()
             raise WeightChannelError(f"NCCL: {error}") from error
         except BaseException:

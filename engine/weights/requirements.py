@@ -8,7 +8,8 @@ from pathlib import Path
 
 import torch
 
-from engine.config.cluster import ClusterKind, WeightChannelKind
+from engine.config.cluster import ClusterKind, Device, WeightChannelKind
+from engine.config.rollout import GeneratorKind
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 from engine.weights.channel import dotted_channel
@@ -45,6 +46,9 @@ def _check_gpu(config: RunConfig) -> None:
     if config.cluster.kind is ClusterKind.serial:
         raise ConfigError("weights.channel", kind.value,
                           "its ends must be processes of their own: give cluster=ray, or weights=shared_memory")
+    if config.cluster.device is Device.cpu and config.generator.kind is GeneratorKind.native:
+        raise ConfigError("cluster.device", "cpu",
+                          f"channel {kind.value} ends on GPUs: give cluster.device=cuda, or weights=shared_memory")
     if config.cluster.address != "local":
         return
     if not torch.cuda.is_available():

@@ -128,7 +128,7 @@ class Rounds:
         return min(_IDLE_S, max(0.0, min(since) + self._gather_s - time.monotonic()))
 
     def _serve(self) -> None:
-        """Serve everything that is due, the newest publication last."""
+        """Serve everything that is due, in the order in which it was asked for."""
         members = self._reception.members
         for key in dict.fromkeys(member.wants for member in members if member.wants):
             askers = self._not_failed([member for member in members if member.wants == key])

@@ -7,7 +7,10 @@ from actors.learner_state import read_core, write_core
 from engine.errors import CheckpointError
 from engine.learn.step import LearnerCore
 from engine.models.policy import load_network
+from engine.models.ranks import ALONE
+from engine.models.sharding import shard
 from engine.records.version import PolicyVersion
+from engine.weights.layout import take_part, weights_digest
 
 
 @pytest.fixture
@@ -16,7 +19,7 @@ def core(config, policy):
 
 
 def step(core):
-    """One optimiser step along a gradient made up."""
+    """One optimiser step along a gradient made up, the same whoever holds which rows."""
     for index, parameter in enumerate(core.network.parameters()):
         parameter.grad = torch.full_like(parameter, 0.01 * (index + 1))
     core.optimiser.collect()
@@ -41,6 +44,46 @@ def test_a_missing_or_damaged_file_is_named(core, tmp_path):
     with pytest.raises(CheckpointError, match="nowhere"):
         read_core(core, tmp_path / "nowhere")
     write_core(core, tmp_path / "state")
-    (tmp_path / "state").write_bytes((tmp_path / "state").read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="state"):
+    (part,) = (tmp_path / "state").iterdir()
+    part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match="part-00000-of-00001"):
         read_core(core, tmp_path / "state")
+
+
+def passed_on(ranks, config, policy, source, target, steps):
+    """Read a state unless there is none, make steps, write it again; digests before and after."""
+    torch.set_num_threads(1)
+    network = shard(load_network(policy, config.learning.precision), ranks, torch.float32)
+    core = LearnerCore(network, config, None, ranks)
+    if source is not None:
+        read_core(core, source, lineage=5)
+    before = digest(core)
+    for _ in range(steps):
+        step(core)
+    write_core(core, target)
+    return before, digest(core), core.optimiser.steps, core.version
+
+
+def digest(core):
+    masters = core.optimiser.master_tensors()
+    if core.ranks.first:
+        return weights_digest(masters)
+    take_part(masters)
+    return None
+
+
+@pytest.mark.parametrize("chain", [(2, 1, 2), pytest.param((1, 3, 2), marks=pytest.mark.slow)])
+def test_any_number_of_ranks_goes_on_where_another_stopped(config, policy, tmp_path, rank_pool, chain):
+    straight = passed_on(ALONE, config, policy, None, tmp_path / "straight", len(chain))
+    source, last = None, passed_on(ALONE, config, policy, None, tmp_path / "none", 0)[1]
+    for number, size in enumerate(chain):
+        target = tmp_path / str(number)
+        arguments = (config, policy, source, target, 1)
+        found = [passed_on(ALONE, *arguments)] if size == 1 else rank_pool.ask(passed_on, size, *arguments)
+        before, after, steps, version = found[0]
+        assert len(list(target.iterdir())) == size
+        assert before == last, f"{size} ranks read other weights than were written"
+        assert steps == number + 1
+        source, last = target, after
+    assert version.lineage == 5
+    assert last == straight[1], "weights and moments are those of one learner that was never stopped"

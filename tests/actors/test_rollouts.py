@@ -2,9 +2,10 @@
 
 import pytest
 
-from actors.rollouts import read_rollouts, rollout_files, write_rollouts
+from actors.rollouts import history_of, lengths_of, read_rollouts, rollout_files, write_rollouts
 from engine.errors import RecordError, RunFolderError
 from engine.records.codec import encode
+from engine.records.version import PolicyVersion
 from tests.actors.test_learner import group
 
 
@@ -14,6 +15,13 @@ def test_groups_come_back(tmp_path):
     assert file.name == "update-000012.msgpack"
     found = read_rollouts(file)
     assert encode(found) == encode([group(0), group(1)])
+
+
+def test_recorded_groups_say_their_lineage_and_their_lengths():
+    groups = [group(0, PolicyVersion(2, 0)), group(1, PolicyVersion(1, 0))]
+    assert history_of(groups, PolicyVersion(0, 3)) == PolicyVersion(2, 3)
+    assert history_of([], PolicyVersion(4, 3)) == PolicyVersion(4, 3)
+    assert lengths_of(groups) == [(0, "p0", {0: 5, 1: 5}), (1, "p1", {2: 5, 3: 5})]
 
 
 def test_files_are_found_in_order_and_without_a_gap(tmp_path):

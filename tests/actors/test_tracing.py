@@ -98,11 +98,6 @@ def test_arrows_lead_from_a_prompt_to_its_update(events):
         assert set(roles[1:-2]) == {"generator"}
 
 
-def test_without_it_no_file_is_written(tmp_path):
-    train(tmp_path, "learning.updates=1", "run.trace=false")
-    assert not (tmp_path / "trace.json").exists()
-
-
 # ---- parts --------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from actors.window import choose_batch, feasible, room_for
+from actors.window import batch_is_legal, choose_batch, feasible, room_for
 
 
 def trainable(groups, next_version, bound, batch_groups):
@@ -80,6 +80,8 @@ def test_what_stays_can_be_trained_and_the_oldest_batch_is_always_legal(seed):
     complete = rng.sample(outstanding, rng.randint(0, len(outstanding)))
     chosen = set(choose_batch(complete, groups, version, bound, batch))
     assert chosen <= {group_id for _, group_id in complete}
+    ages = Counter(age for age, _ in complete)
+    assert not complete or bool(chosen) == batch_is_legal(ages, groups, version, bound, batch)
     if chosen:
         stay = Counter(age for age, group_id in outstanding if group_id not in chosen)
         assert trainable(stay, version + 1, bound, batch)

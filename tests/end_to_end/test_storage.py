@@ -44,7 +44,7 @@ def test_a_damaged_checkpoint_is_passed_over(tmp_path, monkeypatch, undisturbed)
     folder = tmp_path / "run"
     stopped_after(folder, monkeypatch, 2)
     newest = folder / "checkpoints" / "update-000002"
-    flip(newest / "learner.safetensors")
+    flip(newest / "learner" / "part-00000-of-00001.safetensors")
     summary = train(folder, *CHECKPOINTED, "run.exists=resume")
     assert summary["weights_digest"] == undisturbed["weights_digest"]
     assert audit(folder)["trained"] == 48

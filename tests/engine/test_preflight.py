@@ -14,7 +14,7 @@ from engine.config.cluster import (
     ResourcesConfig,
     WeightsConfig,
 )
-from engine.config.learning import Baseline, MirrorDescentConfig
+from engine.config.learning import Baseline, LearningConfig, MirrorDescentConfig
 from engine.config.model import ModelConfig, ModelSource, ScratchConfig
 from engine.config.prompts import PromptsConfig
 from engine.config.rollout import GeneratorConfig, RolloutConfig
@@ -92,3 +92,12 @@ def test_a_dry_run_knows_bytes_and_processes() -> None:
     assert told["processes"] == ["all in this one"]
     over_ray = replace(chosen, cluster=ClusterConfig(kind=ClusterKind.ray))
     assert "generator-0" in needs(over_ray, {})["processes"]
+    own = ClusterConfig(kind=ClusterKind.ray, resources=ResourcesConfig(learner=ActorResources(gpus=1.0)))
+    two = replace(over_ray, cluster=own, learning=LearningConfig(num_learners=2))
+    assert [name for name in needs(two, {})["processes"] if "learner" in name] == ["learner", "learner-1"]
+    assert needs(two, {})["asked_of_ray"] == {"gpus": 2.0}
+    architecture = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 96,
+                    "vocab_size": 50}
+    told = needs(two, architecture)
+    one, each = told["learner_bytes"], told["learner_bytes_each"]
+    assert each == one // 2 > 0

@@ -34,7 +34,8 @@ def test_every_subject_is_measured_unless_told_otherwise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
-    modules = ("controller", "publish", "decode_bound", "sampler", "generate", "learner", "update", "trace")
+    modules = ("controller", "publish", "channels", "decode_bound", "sampler", "generate", "learner", "update",
+               "learners", "trace")
     for module in modules:
         def measure(*_: object, name: str = module) -> dict[str, float]:
             measured.append(name)

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from tools.ablation.arms import TargetConfig
 from tools.story.curves import first_reach
 from tools.story.folder import RunStory
-from tools.story.work import idle_shares
+from tools.story.work import decode_steps, idle_shares
 
 MEASURES: dict[str, str] = {
     "samples_per_second": "trained samples per second",
     "tokens_per_second": "their tokens per second",
+    "tokens_per_step": "tokens per decoding step of a generator",
     "seconds_to_target": "seconds to the target",
     "samples_to_target": "samples to the target",
     "accuracy": "held-out accuracy at the end",
@@ -40,11 +41,12 @@ def measure(story: RunStory, target: TargetConfig, metrics: Sequence[str] = ()) 
     each, seconds = samples_an_update(story), story.seconds
     samples = float(story.ledger["trajectories"]["trained"])
     consumed = float(tokens["carried_loss"] + sum(tokens["masked"].values()))
-    points = curves.at_commit(target.metric)
+    points, steps = curves.at_commit(target.metric), decode_steps(story)
     accuracy = curves["heldout/accuracy"]
     found: dict[str, float | None] = {
         "samples_per_second": samples / seconds if seconds else None,
         "tokens_per_second": consumed / seconds if seconds else None,
+        "tokens_per_step": tokens["generated"] / steps if steps else None,
         "seconds_to_target": first_reach([(point.seconds, point.value) for point in points], target.value),
         "samples_to_target": first_reach([(point.update * each, point.value) for point in points], target.value),
         "accuracy": accuracy[-1].value if accuracy else None,

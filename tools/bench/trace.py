@@ -33,7 +33,8 @@ def measure(scratch: Path, repeats: int, small: bool) -> dict[str, Any]:
         overrides = [*(_SHORT if small else _LONG), *_QUIET, f"run.trace={name}", f"run.dir={scratch / name}"]
         return float(run(*compose(overrides))["train_seconds"])
 
-    times = take_turns({name: partial(once, name == "on") for name in ("on", "off")}, repeats)
+    sides = {name: partial(once, name == "on") for name in ("on", "off")}
+    times = take_turns(sides, repeats, warmups=0 if small else 1)
     ratios = [on / off for on, off in zip(times["on"], times["off"], strict=True)]
     file = scratch / "on" / "trace.json"
     return {

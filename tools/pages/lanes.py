@@ -10,7 +10,7 @@ from tools.pages.scale import Scale, short, ticks
 from tools.pages.stacks import stack_key
 from tools.pages.svg import SERIES, drawing, path, shortened, tag, text
 
-_WIDTH, _ROW, _LABEL, _RIGHT = 1140, 30, 150, 8
+_WIDTH, _ROW, _LABEL, _RIGHT = 800, 28, 120, 8
 _TOUCH = 0.75
 """Stretches of one kind that are nearer than this, in pixels, are drawn as one."""
 OTHER, WAITS = "other work", "waits"
@@ -43,11 +43,11 @@ def lanes(rows: Sequence[Lane], title: str) -> str:
     axis = Scale(0.0, max(max(stretch.stop for stretch in everything), 1e-6), _LABEL, _WIDTH - _RIGHT)
     bottom = _ROW * len(rows) + 6
     parts = []
-    for value in ticks(axis.low, axis.high, 10):
+    for value in ticks(axis.low, axis.high, 8):
         parts.append(path([(axis(value), 0), (axis(value), bottom)], class_="axis"))
         parts.append(text(f"{short(value)} s", axis(value), bottom + 16, text_anchor="middle"))
     for i, (name, stretches) in enumerate(rows):
-        parts.append(text(shortened(name, 20), 0, _ROW * i + 20, class_="ink"))
+        parts.append(text(shortened(name, 17), 0, _ROW * i + 20, class_="ink"))
         parts.append(_bars(stretches, kinds, _ROW * i + 5, axis))
     key = [*kinds, WAITS] if any(stretch.wait for stretch in everything) else kinds
     return drawing(_WIDTH, bottom + 22, title, "".join(parts)) + stack_key(key, waits=WAITS)

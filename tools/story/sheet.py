@@ -54,7 +54,8 @@ def _facts(story: RunStory) -> list[tuple[str, str]]:
     consumed = tokens["carried_loss"] + sum(tokens["masked"].values())
     if consumed:
         facts.append((f"{100 * tokens['carried_loss'] / consumed:.0f} %", "of trained tokens carried loss"))
-    return facts + [(f"{100 * share:.0f} %", f"{name} idle") for name, share in idle_shares(story).items()]
+    return facts + [(f"{100 * share:.0f} %", f"{name} idle") for name, share in idle_shares(story).items()
+                    if name.startswith(("generator", "learner"))]
 
 
 def _plot(story: RunStory, title: str, caption: str, names: Sequence[tuple[str, str]], dots: bool = False,

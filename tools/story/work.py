@@ -13,6 +13,7 @@ from tools.story.folder import RunStory
 
 _WAIT = "wait: "
 _BEGINS = "training begins"
+_DRIVING = "answers and questions"
 
 
 def work_lanes(story: RunStory) -> tuple[list[Lane], str]:
@@ -51,11 +52,29 @@ def trace_lanes(file: Path) -> list[Lane]:
     if zero is None:
         zero = min((start for found in slices.values() for start, _, _ in found), default=0.0)
     lanes: list[Lane] = []
-    for lane, found in slices.items():
-        kept = [Stretch(max(start - zero, 0.0) / 1e6, (stop - zero) / 1e6, name.removeprefix(_WAIT),
+    for number, found in slices.items():
+        lane = names.get(number, str(number))
+        # The driver's work has a name for every answer: as many kinds as all others together.
+        kept = [Stretch(max(start - zero, 0.0) / 1e6, (stop - zero) / 1e6,
+                        _DRIVING if lane == "driver" and not name.startswith(_WAIT) else name.removeprefix(_WAIT),
                         name.startswith(_WAIT)) for start, stop, name in found if stop > zero]
-        lanes.append((names.get(lane, str(lane)), kept))
-    return lanes
+        lanes.append((lane, kept))
+    return sorted(lanes, key=lambda one: one[0])
+
+
+def decode_steps(story: RunStory) -> int:
+    """Decoding steps that generators took, all versions together; 0 without a trace.
+
+    A step decodes one token for every slot that is taken, so that their number, unlike their time, is the same on a
+    busy machine.
+    """
+    file, names, steps = story.path / "trace.json", {}, 0
+    for event in read_events(file) if file.exists() else ():
+        if event["ph"] == "M" and event["name"] == "thread_name":
+            names[event["tid"]] = event["args"]["name"]
+        elif event["ph"] == "X" and event["name"] == "decode" and names.get(event["tid"], "").startswith("generator"):
+            steps += int(event["args"].get("steps", 0))
+    return steps
 
 
 def idle_shares(story: RunStory) -> dict[str, float]:

@@ -10,7 +10,6 @@ from engine.config.rollout import GeneratorConfig
 from engine.errors import RunFolderError
 from engine.records.span import Span
 from tests.actors.fake_driver import changed
-from tests.end_to_end.harness import train
 
 
 def answers(role, seconds, out, ran, items=0, at=(0.0,)):
@@ -78,14 +77,17 @@ def test_in_one_process_the_driver_is_not_charged_with_what_others_do_meanwhile(
     assert costs.transport["generator"] == costs.transport["learner"] > 0
 
 
-def test_a_run_is_measured_by_its_own_files(config, tmp_path):
-    summary = train(tmp_path, "learning.updates=2")
-    measured = measure(tmp_path, config)
-    assert measured.updates == 2
-    assert len(measured.lengths) == 2 * config.schedule.batch_groups * config.rollout.samples_per_prompt
-    assert sum(measured.lengths) == summary["generated_tokens"]
-    assert measured.tokens_per_second * 2 * measured.seconds_per_update == pytest.approx(summary["generated_tokens"])
-    assert measured.staleness == {0: 1.0}
+def test_a_run_is_measured_by_its_own_files(recorded):
+    config, summary = recorded.config, recorded.summary
+    measured = measure(recorded.folder, config)
+    assert measured.updates == 4
+    assert measured.seconds_per_update == pytest.approx(summary["train_seconds"] / 4, rel=0.1)
+    assert len(measured.lengths) >= 4 * config.schedule.batch_groups * config.rollout.samples_per_prompt
+    assert sum(measured.lengths) <= summary["generated_tokens"]
+    trained = summary["trained_tokens"]
+    assert measured.tokens_per_second * 4 * measured.seconds_per_update > 0.99 * trained
+    assert measured.staleness == {int(age): pytest.approx(count / trained)
+                                  for age, count in summary["staleness_histogram"].items()}
     assert measured.idle.keys() == {"generator", "learner", "judge"}
     assert all(0 <= share <= 1 for share in measured.idle.values())
     costs = measured.costs

@@ -10,7 +10,6 @@ from actors.simulation.machine import Machines
 from engine.config.schedule import InFlight
 from engine.errors import ConfigError
 from tests.actors.fake_driver import changed as configured_with
-from tests.end_to_end.harness import ASYNC, train
 
 MEASURED = Measured(Costs(decode=Line(1.0), row=0.25), (3, 9, 4), 5, 1.0, 1.0, 1.0, 0.0)
 
@@ -77,17 +76,10 @@ def test_slots_cost_what_a_row_costs():
     assert scaled(MEASURED.costs, 1, 8).decode == Line(0.0)
 
 
-@pytest.fixture(scope="module", params=[(), ASYNC], ids=["sync", "async"])
-def recorded(request, configured, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("recorded")
-    train(folder, "learning.updates=4", *request.param)
-    return folder, configured("learning.updates=4", *request.param)
-
-
 def test_a_run_predicts_itself(recorded):
     """Closer than a machine with other work allows to say; the claim itself is measured in a quiet one."""
-    folder, config = recorded
-    found = forecast(folder, config, {})
+    config = recorded.config
+    found = forecast(recorded.folder, config, {})
     assert abs(found.error) < 0.5
     assert found.predicted is found.itself
     assert found.itself.updates == found.measured.updates == 4
@@ -98,8 +90,8 @@ def test_a_run_predicts_itself(recorded):
 
 
 def test_a_changed_run_says_what_it_assumes(recorded):
-    folder, config = recorded
-    found = forecast(folder, config, {"generators": "3", "slots": "8", "learners": "2"}, "lognormal:mean=30,sigma=1")
+    changes = {"generators": "3", "slots": "8", "learners": "2"}
+    found = forecast(recorded.folder, recorded.config, changes, "lognormal:mean=30,sigma=1")
     assert found.predicted.seconds_per_update != found.itself.seconds_per_update
     said = " ".join(found.assumptions)
     for word in ("lognormal", "machine of its own", "slot", "2 learners", "all generators at once"):

@@ -42,6 +42,8 @@ FRACTIONS = ("beta1", "beta2", "final_fraction")
     (LearningConfig, {"row_tokens": 15}, "learning.row_tokens"),
     (LearningConfig, {"checkpoint_every": -1}, "learning.checkpoint_every"),
     (LearningConfig, {"keep_checkpoints": 0}, "learning.keep_checkpoints"),
+    (LearningConfig, {"num_learners": 0}, "learning.num_learners"),
+    (LearningConfig, {"rank_deadline_s": 0.0}, "learning.rank_deadline_s"),
 ], ids=str)
 def test_what_cannot_work_is_refused(refused: Callable[..., None], cls: Any, options: dict[str, Any],
                                      key: str) -> None:
@@ -51,6 +53,11 @@ def test_what_cannot_work_is_refused(refused: Callable[..., None], cls: Any, opt
 def test_limits_themselves_are_fine() -> None:
     assert OptimiserConfig(learning_rate=0.0, beta1=0.0, max_gradient_norm=0.0).final_fraction == 0.0
     assert MirrorDescentConfig(tau=0.0).name == "mirror_descent"
+
+
+def test_learners_have_names_of_their_own() -> None:
+    assert LearningConfig().learner_names == ["learner"]
+    assert LearningConfig(num_learners=3).learner_names == ["learner", "learner-1", "learner-2"]
 
 
 def test_a_number_that_is_none_is_refused() -> None:

@@ -6,8 +6,9 @@ from typing import Any
 import pytest
 
 from engine.config.base import as_dict
-from engine.config.cluster import ClusterConfig, Placement, WeightChannelKind, WeightsConfig
+from engine.config.cluster import ClusterConfig, ClusterKind, Placement, WeightChannelKind, WeightsConfig
 from engine.config.learning import Baseline, LearningConfig, MirrorDescentConfig
+from engine.config.model import AdapterConfig, ModelConfig, ModelSource
 from engine.config.rollout import GeneratorConfig, RolloutConfig
 from engine.config.run import CanaryConfig, EvaluationConfig, Only, RunConfig, TrainConfig
 from engine.config.schedule import ScheduleConfig
@@ -32,6 +33,7 @@ ROUNDS = {"kind": "iterative", "round_budget_tokens": 16}
     (RunConfig, {"schedule": ScheduleConfig(**ROUNDS, max_staleness=2)}, "schedule.max_staleness"),
     (RunConfig, {"generator": GeneratorConfig(context_tokens=575)}, "generator.context_tokens"),
     (RunConfig, {"train": TrainConfig(only=Only.learn)}, "train.rollouts"),
+    (RunConfig, {"learning": LearningConfig(num_learners=2)}, "learning.num_learners"),
 ], ids=str)
 def test_what_cannot_work_is_refused(refused: Callable[..., None], cls: Any, options: dict[str, Any],
                                      key: str) -> None:
@@ -56,6 +58,20 @@ def test_what_works_is_taken(options: dict[str, Any]) -> None:
 def test_the_remedy_names_the_smallest_bound_that_works() -> None:
     with pytest.raises(ConfigError, match=r"takes 4 rounds.*give at least 3"):
         RunConfig(schedule=ScheduleConfig(**ROUNDS, max_staleness=2))
+
+
+def test_several_learners_need_processes_work_and_whole_weights() -> None:
+    ray, few = ClusterConfig(kind=ClusterKind.ray), ScheduleConfig(batch_groups=2, steps_per_update=2)
+    options: dict[str, Any] = {"rollout": RolloutConfig(samples_per_prompt=4), "schedule": few}
+    two, five = LearningConfig(num_learners=2), LearningConfig(num_learners=5)
+    assert RunConfig(learning=two, cluster=ray, **options).learning is two
+    with pytest.raises(ConfigError, match=r"learning\.num_learners=2.*cluster=ray"):
+        RunConfig(learning=two, **options)
+    with pytest.raises(ConfigError, match=r"learning\.num_learners=5: an optimiser step has 4 trajectories"):
+        RunConfig(learning=five, cluster=ray, **options)
+    adapted = ModelConfig(source=ModelSource.packaged, adapter=AdapterConfig(rank=4))
+    with pytest.raises(ConfigError, match=r"model\.adapter\.rank=0"):
+        RunConfig(learning=two, cluster=ray, model=adapted, **options)
 
 
 def test_as_dict_holds_every_group_as_plain_data() -> None:

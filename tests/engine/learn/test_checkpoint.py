@@ -16,7 +16,7 @@ import torch
 from engine.errors import CheckpointError
 from engine.learn import checkpoint
 from engine.learn.checkpoint import newest_checkpoint, prune, read_checkpoint, write_checkpoint
-from engine.learn.tensor_file import tensors_from_file, tensors_to_file
+from engine.learn.parts import Parts, write_part
 
 FORK = multiprocessing.get_context("fork")
 
@@ -56,9 +56,10 @@ def test_what_was_written_is_read(tmp_path):
 
 def test_tensors_pass_through_a_part(tmp_path):
     tensors = {"a": torch.randn(5), "b": torch.arange(3)}
-    path = write_checkpoint(tmp_path / "c", {"w": lambda file: tensors_to_file(file, tensors)}, {})
-    loaded = tensors_from_file(read_checkpoint(path).path("w"))
-    assert all(torch.equal(loaded[name], tensor) for name, tensor in tensors.items())
+    rows = {name: (0, len(tensor), len(tensor)) for name, tensor in tensors.items()}
+    path = write_checkpoint(tmp_path / "c", {"w": lambda file: write_part(file, 0, 1, tensors, rows, {})}, {})
+    with Parts(read_checkpoint(path).path("w")) as loaded:
+        assert all(torch.equal(loaded.read(name, rows[name]), tensor) for name, tensor in tensors.items())
 
 
 def test_newest_is_the_last_written_whatever_its_name(tmp_path):
@@ -122,7 +123,7 @@ def test_another_format_is_refused_with_both_numbers(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "FORMAT_VERSION", 99)
         path = write_whole(tmp_path)
-    with pytest.raises(CheckpointError, match=r"format 99 .* reads 1"):
+    with pytest.raises(CheckpointError, match=r"format 99 .* reads 2"):
         read_checkpoint(path)
 
 
@@ -175,8 +176,8 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path):
 
 def _write_beyond_the_limit(root, results):
     resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-    tensors = {"a": torch.zeros(10_000)}
-    for part in (b"x" * 10_000, lambda file: tensors_to_file(file, tensors)):
+    tensors, rows = {"a": torch.zeros(10_000)}, {"a": (0, 10_000, 10_000)}
+    for part in (b"x" * 10_000, lambda file: write_part(file, 0, 1, tensors, rows, {})):
         try:
             write_checkpoint(root / "big", {"part": part}, {})
         except CheckpointError as error:

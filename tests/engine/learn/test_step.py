@@ -30,8 +30,9 @@ from engine.config.run import RunConfig
 from engine.config.schedule import ScheduleConfig, Straggler
 from engine.errors import NonFiniteError, StalenessError
 from engine.learn.batch import Accounts, samples_of
+from engine.learn.forward import score_row
 from engine.learn.packing import Sample
-from engine.learn.step import MAX_NON_FINITE_UPDATES, LearnerCore, score_row
+from engine.learn.step import MAX_NON_FINITE_UPDATES, LearnerCore
 from engine.metrics import require_documented
 from engine.records.trajectory import Group
 from engine.records.version import PolicyVersion

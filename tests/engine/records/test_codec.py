@@ -18,10 +18,11 @@ from engine.records import arrival, codec, event
 from engine.records.codec import decode, encode
 from engine.records.manifest import Bucket, Manifest, TensorEntry
 from engine.records.prompt import Message, Prompt
+from engine.records.span import Span
 from engine.records.trajectory import DropReason, FinishReason, Group, Outcome, Segment, Trajectory, Verdict
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
-from engine.records.work import Delivery, GeneratorOrder, GeneratorReport, Progress, Request
+from engine.records.work import Delivery, GeneratorOrder, GeneratorReport, JudgeReport, Progress, Request
 
 VERSION = PolicyVersion(1, 7)
 TOKENS = np.array([3, 1, 4], np.int32)
@@ -41,6 +42,8 @@ RECORDS: list[Any] = [
     Group(2, "p", TOKENS, (TRAJECTORY,), (VERDICT,)),
     GeneratorOrder((REQUEST,), MANIFEST, True, 4),
     GeneratorReport("g", (DELIVERY,), VERSION, "d", "no", 10, 2, 1, 1, ((0.5, 1.5),), 30),
+    Span("decode", 1.0, 1.5, {"steps": 4.0}),
+    JudgeReport({7: Verdict(1.0, True, "", "math")}, (Span("judge", 1.0, 2.0, {"items": 1.0}),)),
     UpdateReport(VERSION, True, 3, {"stale": 2}, {"learn/loss": 0.5}, {0: 3}, (1.0, 2.0), "ef"),
     event.Drawn(("p", "q")), event.Progressed("g", VERSION, (PROGRESS,)),
     event.JudgedItem(5, Outcome.ok, 0.5, True), event.Judged((event.JudgedItem(5, Outcome.failed),), (2,)),

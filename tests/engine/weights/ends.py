@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
 import torch
 
 from engine.config.cluster import WeightsConfig
 from engine.weights.broadcast import BroadcastReceiver, BroadcastSender
+from engine.weights.cuda_driver import CudaDriver
 from engine.weights.cuda_ipc import CudaIpcReceiver, CudaIpcSender
 from engine.weights.nccl import CHANNEL as NCCL
+from engine.weights.nccl import NcclCommunicators
 from engine.weights.object_store import LocalStore, ObjectStoreReceiver, ObjectStoreSender
 from engine.weights.shared_memory import SharedMemoryReceiver, SharedMemorySender
 from tests.engine.weights.file_memory import FileMemory
+from tests.engine.weights.remote_receiver import RemoteReceiver
 from tests.engine.weights.socket_communicators import SocketCommunicators
 
 
@@ -21,7 +26,7 @@ class Ends:
     """One channel: makes senders and receivers, flips bytes, and says what is left."""
 
     between_processes = True
-    device = torch.device("cpu")
+    apart = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -105,7 +110,66 @@ class CudaIpc(Ends):
         self.flip(Path(bytes.fromhex(manifest.location.rpartition("#")[2]).decode()), 2**20 + 17)
 
 
-CHANNELS: dict[str, Callable[[Path], Ends]] = {
+class Apart(Ends):
+    """A channel whose receivers live in processes of their own, each on the GPU it may have."""
+
+    apart = True
+    device = 0
+
+    def receiver(self, amid=None):
+        return RemoteReceiver(type(self).__name__, self.folder, self.device)
+
+    def sender(self, dtype=None):
+        self.made = self.sender_here(dtype)
+        return self.made
+
+
+class BroadcastApart(Apart):
+    def sender_here(self, dtype):
+        return BroadcastSender(self.config, NCCL, SocketCommunicators(), dtype)
+
+    def receiver_here(self):
+        return BroadcastReceiver(self.config, NCCL, SocketCommunicators())
+
+    def spoil(self, manifest):
+        self.made._kept[manifest.version][1][2**20 + 17] ^= 1
+
+
+class Nccl(BroadcastApart):
+    """The real one: on a GPU of their own where there are two, else on the same."""
+
+    device = min(1, max(0, torch.cuda.device_count() - 1))
+
+    def sender_here(self, dtype):
+        return BroadcastSender(self.config, NCCL, NcclCommunicators(), dtype)
+
+    def receiver_here(self):
+        return BroadcastReceiver(self.config, NCCL, NcclCommunicators())
+
+
+class CudaIpcApart(Apart):
+    """The real one, on one GPU."""
+
+    def sender_here(self, dtype):
+        return CudaIpcSender(self.config, "run", CudaDriver(), dtype)
+
+    def receiver_here(self):
+        return CudaIpcReceiver(self.config, "run", CudaDriver())
+
+    def spoil(self, manifest):
+        piece = self.made._pieces[manifest.version]
+        self.made._memory.view(piece.address, piece.num_bytes)[2**20 + 17] ^= 1
+        self.made._memory.synchronize()
+
+
+HERE: dict[str, Callable[[Path], Ends]] = {
     "shared_memory": SharedMemory, "object_store": ObjectStore, "nccl over sockets": Broadcast,
     "cuda_ipc over files": CudaIpc,
 }
+APART = {kind.__name__: kind for kind in (BroadcastApart, Nccl, CudaIpcApart)}
+ALL = HERE | APART
+
+NO_GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+NO_CUPY = pytest.mark.skipif(importlib.util.find_spec("cupy") is None, reason="no cupy")
+MARKS = {"BroadcastApart": [pytest.mark.slow], "Nccl": [NO_GPU, NO_CUPY], "CudaIpcApart": [NO_GPU]}
+CHANNELS = [pytest.param(name, marks=MARKS.get(name, [])) for name in ALL]

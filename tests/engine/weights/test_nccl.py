@@ -171,9 +171,11 @@ def test_a_call_that_blocks_is_aborted_too(group, made, log):
     assert group.aborted.is_set()
 
 
-def test_an_error_of_nccl_is_named_and_aborts(gpu, group, made, log):
-    gpu.finished, group.error = False, RuntimeError("NCCL_ERROR_SYSTEM_ERROR")
-    with pytest.raises(WeightChannelError, match="NCCL: NCCL_ERROR_SYSTEM_ERROR"):
+@pytest.mark.parametrize(("error", "said"), [(RuntimeError("NCCL_ERROR_SYSTEM_ERROR"), "NCCL_ERROR_SYSTEM_ERROR"),
+                                             (KeyError(6), "6")], ids=["named", "without a name"])
+def test_an_error_of_nccl_is_named_and_aborts(gpu, group, made, log, error, said):
+    gpu.finished, group.error = False, error
+    with pytest.raises(WeightChannelError, match=f"NCCL: {said}"):
         made.receive(buckets(64), lambda: None)
     assert ("group", "aborts") in log
 

@@ -3,16 +3,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.config.cluster import ClusterConfig, ClusterKind, WeightChannelKind, WeightsConfig
+from engine.config.cluster import ClusterConfig, ClusterKind, Device, WeightChannelKind, WeightsConfig
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 from engine.weights import requirements
 from engine.weights.requirements import check_channel
 
 
-def run_with(kind, cluster=ClusterKind.ray, address="local", **options):
+def run_with(kind, cluster=ClusterKind.ray, address="local", device=Device.auto, **options):
     return replace(RunConfig(), weights=WeightsConfig(channel=WeightChannelKind(kind), **options),
-                   cluster=ClusterConfig(kind=cluster, address=address))
+                   cluster=ClusterConfig(kind=cluster, address=address, device=device))
 
 
 def refused(config):
@@ -38,6 +38,7 @@ def test_a_channel_on_gpus_needs_one_and_processes(machine, kind):
     )
     machine(gpu=True, cupy=True)
     assert "cluster=ray" in refused(run_with(kind, cluster=ClusterKind.serial))[1]
+    assert refused(run_with(kind, device=Device.cpu))[0] == "cluster.device"
     check_channel(run_with(kind))
 
 

@@ -3,13 +3,14 @@ import json
 from tests.tools.run_folders import write_run
 from tools.pages.lanes import Stretch
 from tools.story.folder import RunStory
-from tools.story.work import covered, idle_shares, trace_lanes, waits, work_lanes
+from tools.story.work import covered, decode_steps, idle_shares, trace_lanes, waits, work_lanes
 
 EVENTS = [
     {"ph": "M", "name": "thread_name", "pid": 1, "tid": 1, "args": {"name": "generator-0#1"}},
     {"ph": "X", "name": "decode", "pid": 1, "tid": 1, "ts": 500_000, "dur": 400_000, "args": {}},
     {"ph": "i", "s": "g", "name": "training begins", "pid": 1, "tid": 1, "ts": 1_000_000},
-    {"ph": "X", "name": "decode", "pid": 1, "tid": 1, "ts": 1_000_000, "dur": 2_000_000, "args": {}},
+    {"ph": "X", "name": "decode", "pid": 1, "tid": 1, "ts": 1_000_000, "dur": 2_000_000,
+     "args": {"steps": 7}},
     {"ph": "X", "name": "step", "pid": 1, "tid": 1, "ts": 1_500_000, "dur": 100_000, "args": {}},
     {"ph": "X", "name": "wait: room in the window", "pid": 1, "tid": 1, "ts": 3_000_000, "dur": 2_000_000, "args": {}},
     {"ph": "s", "name": "trajectory", "id": 1, "pid": 1, "tid": 1, "ts": 1_000_000},
@@ -38,6 +39,7 @@ def test_idle_is_what_no_work_covers(tmp_path):
     story = RunStory.read(folder)
     assert idle_shares(story) == {"generator-0": 0.5}, "the trace knows better, and a wait is no work"
     assert "trace.json" in work_lanes(story)[1]
+    assert decode_steps(story) == 7
 
 
 def test_without_a_trace_the_learner_alone_is_known_by_time(tmp_path):
@@ -46,6 +48,7 @@ def test_without_a_trace_the_learner_alone_is_known_by_time(tmp_path):
     assert (name, len(stretches)) == ("learner", 2)
     assert "no trace.json" in origin
     assert idle_shares(story) == {"learner": 0.5}
+    assert decode_steps(story) == 0
 
 
 def test_work_beyond_the_end_does_not_count():
