@@ -1,5 +1,6 @@
 """Shelves in Ray's object store: against the few words of Ray that are used, and once over Ray itself."""
 
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -110,10 +111,12 @@ def test_a_full_store_is_named(ray):
         store_of(ray).put("run/x/0.1-1", np.ones(8, np.uint8))
 
 
-def test_the_store_is_where_the_actors_are():
+def test_the_store_is_where_the_actors_are(monkeypatch):
     def config(kind, cluster):
         return SimpleNamespace(weights=WeightsConfig(channel=kind), cluster=ClusterConfig(kind=cluster))
 
+    # A stand-in: the real one reads its token settings once, when it is imported, and later tests need them.
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace())
     assert open_object_store(RunConfig()) is None
     assert isinstance(open_object_store(config(WeightChannelKind.object_store, ClusterKind.serial)), LocalStore)
     assert isinstance(open_object_store(config(WeightChannelKind.object_store, ClusterKind.ray)), RayStore)
