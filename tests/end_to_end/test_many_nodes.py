@@ -119,3 +119,11 @@ def test_more_than_the_cluster_has_is_refused(live, nodes):
     life = live(*joins(nodes), "cluster.resources.learner.gpus=1")
     assert life.ended() == 2
     assert "too little room: 1 GPU are asked for (learner 1), the cluster has 0" in life.says()
+
+
+def test_a_process_with_another_token_is_told_so(live, nodes, tmp_path, monkeypatch):
+    (tmp_path / "other").write_text("7" * 64)
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(tmp_path / "other"))
+    life = live(*joins(nodes))
+    assert life.ended() == 2
+    assert "does not let this process in" in life.says()
