@@ -40,8 +40,6 @@ def test_an_actor_that_stalls_is_named_and_the_run_goes_on(live, fault, actor, m
     if actor != "evaluator#1":
         assert stall["groups"], "the picture holds every group"
         assert stall["mailboxes"]
-    blamed = {json.loads(file.read_text())["actor"] for file in (life.folder / "stalls").iterdir()}
-    assert blamed == {actor}
     life.nothing_left()
     summary = json.loads((life.folder / "summary.json").read_text())
     again = replay(life.folder, life.folder.with_name("again"))
