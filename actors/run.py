@@ -154,7 +154,8 @@ def _watched(config: RunConfig, folder: RunFolder, observer: Observer) -> tuple[
     """The cluster of a run under watch, and its status."""
     over_ray = config.cluster.kind is ClusterKind.ray
     deadline_s = config.cluster.call_deadline_s
-    limits = Thresholds(config.cluster.stall_warning_s or deadline_s, deadline_s) if over_ray else Thresholds()
+    warning_s, start_s = config.cluster.stall_warning_s or deadline_s, config.cluster.start_deadline_s
+    limits = Thresholds(warning_s, deadline_s, start_s) if over_ray else Thresholds()
     cluster = with_learners(open_cluster(config.cluster, folder.run_id), config)
     watch = WatchedCluster(cluster, limits, folder.path / "stalls", observer.say)
     export = LiveMetrics(folder.path.name).show if over_ray else lambda _: None

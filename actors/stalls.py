@@ -43,6 +43,8 @@ class Thresholds:
 
     warning_s: float = math.inf
     deadline_s: float = math.inf
+    start_s: float = 0.0
+    """In place of a smaller ``warning_s`` for who has answered nothing yet: it is being started."""
 
 
 def clock_time(seconds: float) -> str:
@@ -173,7 +175,9 @@ class WatchedCluster:
             return "deadline"
         # Who answered others meanwhile works through its queue.
         last, _ = self.answered.get(asked.pending.actor, (asked.since, ""))
-        return "warning" if now - max(last, asked.since) > self._thresholds.warning_s else ""
+        limit, starts = self._thresholds.warning_s, asked.pending.actor not in self.answered
+        limit = max(limit, self._thresholds.start_s) if starts else limit
+        return "warning" if now - max(last, asked.since) > limit else ""
 
     def _excused(self, asked: Asked) -> bool:
         """It waits for another actor, or for us to take its answer, or in the queue behind an older question."""

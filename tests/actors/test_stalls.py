@@ -186,3 +186,14 @@ def test_a_sentence_says_what_whose_since_when_and_the_last_progress():
     text = sentence("generator-2#1", "advance", 0.0, None, 312.0)
     assert text == ("generator-2#1 has not answered advance for 312 s, asked at 00:00:00 UTC; it has answered "
                     "nothing yet")
+
+
+def test_who_is_being_started_has_more_time(remote, said, tmp_path):
+    watch = WatchedCluster(remote, Thresholds(5.0, 90.0, 30.0), tmp_path / "stalls", said.append, lambda: remote.now)
+    pending = watch.call("learner", "metrics")
+    watch.wait([pending], 25.0)
+    assert said == []
+    remote.ready.add(pending)
+    watch.result(pending)
+    watch.wait([watch.call("learner", "update")], 7.0)
+    assert [text.partition(" for ")[0] for text in said] == ["stall: learner has not answered update"]

