@@ -570,7 +570,7 @@ def test_a_row_is_scored_and_judged_where_it_is(network: Build, groups: list[Gro
     assert row.to(meta) is row
     logprob, entropy = score_row(core.network, row, core.loss.needs_entropy)
     reference = logprob.detach() if core.loss.needs_reference else None
-    inputs = core._inputs(row, logprob, entropy, reference)
+    inputs = core._inputs(row, logprob, entropy, reference, core._fixed(row))
     output = core.loss(inputs, scale)
     output.loss.backward()
     found = [logprob, inputs.advantage, inputs.num_tokens, output.loss, *output.metrics.values()]
