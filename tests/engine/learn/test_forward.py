@@ -14,7 +14,7 @@ from tests.small_models import teacher_forced, tiny_network
 def test_a_row_is_scored_as_its_sequences_are() -> None:
     network = tiny_network()
     samples = [sample(0, 4, 6), sample(0, 4, 3, start=2)]
-    (row,) = pack(samples, 64)
+    (row,) = pack(samples, 64, share_prompts=False)
     with torch.no_grad():
         logprob, entropy = score_row(network, row, want_entropy=True)
         quiet = score_row(network, row)[1]
