@@ -154,6 +154,7 @@ def test_one_refusal_sends_nobody_to_where_the_weights_no_longer_are(driver, tra
     old, first, second = Manifest(PolicyVersion(0, 0), (), (), "", "", "old"), "g-0#1", "g-1#1"
     driver.training, driver.generation = training, (generation := Generation(driver))
     training.manifest = old
+    driver.ledger.issue(4, 2, "p")
 
     def answer(name, manifest, **fields):
         asked = next(asked for asked in driver.asked if asked.actor == name)
