@@ -68,6 +68,12 @@ class Generation:
         for box in self._boxes.values():
             box.weights = manifest
 
+    def renew(self, manifest: Manifest) -> None:
+        """A version was written anew: whoever has yet to take it finds it there, and no longer where it was."""
+        for box in self._boxes.values():
+            if box.weights is not None and box.weights.version == manifest.version:
+                box.weights = manifest
+
     def picture(self) -> dict[str, dict[str, Any]]:
         """What each generator's next call would take along, as plain data."""
         return {
@@ -87,11 +93,11 @@ class Generation:
         """A new generator receives the current version before any work."""
         box = self._boxes[name] = Mailbox(busy=True)
         order = GeneratorOrder(weights=self._driver.training.manifest, max_steps=0)
-        self._driver.later(lambda report: self._joined(name, box, report), name, "advance", order)
+        self._driver.later(lambda report: self._joined(name, box, order, report), name, "advance", order)
 
-    def _joined(self, name: str, box: Mailbox, report: GeneratorReport) -> None:
+    def _joined(self, name: str, box: Mailbox, order: GeneratorOrder, report: GeneratorReport) -> None:
         if report.refused:
-            self._refused(name, "receiving its first weights", report.refused)
+            self._refused(name, "receiving its first weights", report.refused, order.weights)
             return
         box.busy = False
         self._driver.ledger.report(name, 0, 0)
@@ -114,9 +120,9 @@ class Generation:
         steps = 0 if box.cut else driver.config.generator.steps_per_call
         order = GeneratorOrder(requests, box.weights, box.cut, steps)
         box.work, box.weights, box.cut, box.busy = [], None, False, True
-        driver.later(lambda report: self._advanced(name, box, report), name, "advance", order)
+        driver.later(lambda report: self._advanced(name, box, order, report), name, "advance", order)
 
-    def _advanced(self, name: str, box: Mailbox, report: GeneratorReport) -> None:
+    def _advanced(self, name: str, box: Mailbox, order: GeneratorOrder, report: GeneratorReport) -> None:
         driver = self._driver
         box.open_requests = report.open_requests
         items = driver.replay("deliver", report) if report.deliveries else ()
@@ -134,14 +140,15 @@ class Generation:
         box.busy = wrong or bool(report.refused)
         driver.feed(ev.Progressed(name, report.version, items))
         if report.refused:
-            self._refused(name, "receiving weights", report.refused)
+            self._refused(name, "receiving weights", report.refused, order.weights)
         elif wrong:
-            self._refused(name, "serving weights", f"it acknowledged digest {report.digest}")
+            self._refused(name, "serving weights", f"it acknowledged digest {report.digest}", manifest)
 
-    def _refused(self, name: str, during: str, why: str) -> None:
+    def _refused(self, name: str, during: str, why: str, refused: Manifest | None) -> None:
         """Replace it, once the weights that its successor will receive are written anew."""
+        assert refused is not None, "only what was sent can be refused"
         error = ActorError(name, during, why)
-        self._driver.training.publish_again(lambda: self._driver.died(error))
+        self._driver.training.publish_again(refused, lambda: self._driver.died(error))
 
     def lost(self, name: str) -> None:
         """A generator died; what it had not delivered is gone, and is sampled again.

@@ -14,9 +14,10 @@ from engine.errors import WeightChannelError
 from engine.faults import reach
 from engine.generate.samplers import build_sampler
 from engine.models.tokenizer import PolicyTokenizer
+from engine.records.manifest import Manifest
 from engine.records.work import Delivery, GeneratorOrder, GeneratorReport
 from engine.trace import now, recording, since, span
-from engine.weights.channel import open_receiver
+from engine.weights.channel import StagedWeights, open_receiver
 
 
 class Generator:
@@ -111,12 +112,18 @@ class Generator:
             return ""
         try:
             with span("receive"):
-                staged = self._receiver.receive(order.weights)
+                staged = self._receive(order.weights)
                 reach(f"{self._role}.swap")
                 self.sampler.swap(staged, self._mode)
         except WeightChannelError as error:
             return str(error)
         return ""
+
+    def _receive(self, manifest: Manifest) -> StagedWeights:
+        try:
+            return self._receiver.receive(manifest)
+        except torch.OutOfMemoryError as error:
+            raise WeightChannelError(f"no room to receive version {manifest.version}: {error}") from error
 
     def metrics(self) -> dict[str, float]:
         """The sampler's counters, and the slots' share in use while requests waited."""

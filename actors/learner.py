@@ -26,6 +26,7 @@ from engine.models.tokenizer import PolicyTokenizer
 from engine.records.manifest import Manifest
 from engine.records.trajectory import Group
 from engine.records.update import UpdateReport
+from engine.records.version import PolicyVersion
 from engine.records.work import Delivery
 from engine.trace import recording, span
 from engine.weights.channel import open_sender, weights_digest
@@ -53,10 +54,14 @@ class Learner(LearnerRank):
         reach(f"{self.name}.start")
 
     @together
-    def publish(self) -> Manifest | None:
-        """Write the current weights into the channel, once more where a generator refused them; rank 0 describes
-        them.
+    def publish(self, refused: PolicyVersion | None = None) -> Manifest | None:
+        """Write the current weights into the channel; rank 0 describes them.
+
+        Args:
+            refused: by a generator, which asks for them once more; where newer weights stand nothing is written.
         """
+        if refused not in (None, self.core.version):
+            return None
         weights = self.weights()
         if self._sender is None:
             take_part(weights)

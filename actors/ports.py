@@ -18,6 +18,7 @@ from engine.records.manifest import Manifest
 from engine.records.prompt import Prompt
 from engine.records.trajectory import Group, Trajectory, Verdict
 from engine.records.update import UpdateReport
+from engine.records.version import PolicyVersion
 from engine.records.work import Delivery, GeneratorOrder, GeneratorReport, JudgeReport, Progress, Request
 
 
@@ -89,8 +90,10 @@ class LearnerPort(Protocol):
         """Meet the other ranks there, before any other question."""
         ...
 
-    def publish(self) -> Manifest | None:
-        """Write the current weights into the channel; None from every rank but the first."""
+    def publish(self, refused: PolicyVersion | None = None) -> Manifest | None:
+        """Write the current weights into the channel; None from every rank but the first, and where others than
+        those that were refused are current.
+        """
         ...
 
     def update(self, groups: Sequence[Group]) -> tuple[UpdateReport, Manifest | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from engine.config.run import Only
@@ -12,6 +13,7 @@ from engine.records import event as ev
 from engine.records.manifest import Manifest
 from engine.records.trajectory import DropReason
 from engine.records.update import UpdateReport
+from engine.records.version import PolicyVersion
 from engine.replay.selection_bias import STALE, LeftGroup
 
 if TYPE_CHECKING:
@@ -33,6 +35,8 @@ class Training:
         """Group id -> trajectory ids, while it is outstanding."""
         self.batches = 0
         """Batches that were written down instead of learned from."""
+        self._refusals: dict[PolicyVersion, list[Callable[[], None]]] = {}
+        """What goes on once a version that was refused is written anew."""
 
     @property
     def recorded_all(self) -> bool:
@@ -106,15 +110,26 @@ class Training:
         assert self.manifest is not None, "an update that is published has a manifest"
         self._driver.generation.publish(self.manifest)
 
-    def publish_again(self, then: Callable[[], None]) -> None:
-        """A generator refused the current weights: have them written once more, then go on."""
+    def publish_again(self, refused: Manifest, then: Callable[[], None]) -> None:
+        """A generator refused these weights: have them written once more unless others stand by now, then go on.
 
-        def written(manifest: Manifest) -> None:
-            if self.manifest is not None and manifest.version == self.manifest.version:
-                self.manifest = manifest
+        Those who refuse them meanwhile go on together.
+        """
+        if refused is not self.manifest:
             then()
+            return
+        waiting = self._refusals.setdefault(refused.version, [])
+        waiting.append(then)
+        if len(waiting) == 1:
+            self._driver.later(partial(self._written_again, refused.version), "learner", "publish", refused.version)
 
-        self._driver.later(written, "learner", "publish")
+    def _written_again(self, version: PolicyVersion, manifest: Manifest | None) -> None:
+        """The learner wrote a version anew, or has a newer one."""
+        if manifest is not None and self.manifest is not None and self.manifest.version == version:
+            self.manifest = manifest
+            self._driver.generation.renew(manifest)
+        for then in self._refusals.pop(version):
+            then()
 
     def drop(self, command: ev.DropGroup) -> None:
         """A group leaves without being trained."""

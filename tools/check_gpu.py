@@ -57,7 +57,7 @@ def run_part(part: Part, seconds: float, environment: Mapping[str, str]) -> dict
         began = time.monotonic()
         # A session of its own: a part that is late is ended with everything that it started.
         process = subprocess.Popen(command, cwd=ROOT, env=dict(environment), stdout=subprocess.PIPE,
-                                   stderr=subprocess.STDOUT, text=True, start_new_session=True)
+                                   stderr=subprocess.STDOUT, text=True, errors="replace", start_new_session=True)
         late = False
         try:
             output, _ = process.communicate(timeout=seconds)

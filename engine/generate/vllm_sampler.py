@@ -223,7 +223,7 @@ class VllmEngine:
         return self._run(self._stop(list(keys)), "cutting", self._config.step_timeout_s)
 
     async def _stop(self, keys: list[str]) -> list[Arrival]:
-        tasks = [self._tasks[key] for key in keys]
+        tasks = [self._tasks[key] for key in keys if key in self._tasks]  # others have ended, and wait to be read
         await self._llm.abort(keys)
         await asyncio.gather(*tasks)
         arrived = await self._read()

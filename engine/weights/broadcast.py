@@ -15,7 +15,7 @@ failure hangs up, by which the sender knows at once.
 from __future__ import annotations
 
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -61,8 +61,8 @@ class BroadcastSender:
         self._config, self._channel, self._dtype = config, channel, dtype
         self._device = communicators.device
         self._rounds = Rounds(config, communicators)
-        self._kept: dict[PolicyVersion, tuple[Publication, Tensor]] = {}
-        self._spare: Tensor | None = None
+        self._kept: dict[PolicyVersion, Publication] = {}
+        self._spare: Sequence[Tensor] = ()
         self._published = 0
         self._newest, self._before = "", ""
         self._closed = False
@@ -82,17 +82,17 @@ class BroadcastSender:
         while len(self._kept) >= _KEPT_VERSIONS:
             self.retire(next(iter(self._kept)))
         entries = plan_entries(tensors, self._dtype)
-        memory = self._memory(total_bytes(entries))
-        ranges = bucket_ranges(len(memory), self._config.bucket_mib)
-        digests = self._pack(Packer(entries, tensors), memory, ranges)
+        ranges = bucket_ranges(total_bytes(entries), self._config.bucket_mib)
+        memory = self._memory([size for _, size in ranges])
+        digests = self._pack(Packer(entries, tensors), memory)
         buckets = tuple(Bucket(*where, digest) for where, digest in zip(ranges, digests, strict=True))
         self._published += 1
         key = f"{version}-{self._published}"
         if str(version) != self._newest:
             self._newest, self._before = str(version), self._newest
-        offered = Publication(key, str(version), self._before, [memory[at : at + size] for at, size in ranges])
+        offered = Publication(key, str(version), self._before, memory)
         self._rounds.offer(offered)
-        self._kept[version] = (offered, memory)
+        self._kept[version] = offered
         location = f"{self._rounds.location}/{key}"
         return Manifest(version, entries, buckets, location, self._channel, version_digest(buckets))
 
@@ -100,9 +100,9 @@ class BroadcastSender:
         """Take a version back; a round that goes on ends first. Unknown versions are no error."""
         if version not in self._kept:
             return
-        publication, memory = self._kept.pop(version)
+        publication = self._kept.pop(version)
         if self._rounds.withdraw(publication.key):
-            self._spare = memory
+            self._spare = publication.buckets
 
     def close(self) -> None:
         """Abort what goes on and free the memory; twice is harmless."""
@@ -111,28 +111,29 @@ class BroadcastSender:
         self._closed = True
         self._rounds.close()
         self._kept.clear()
-        self._spare = None
+        self._spare = ()
 
-    def _memory(self, num_bytes: int) -> Tensor:
-        """[num_bytes] uint8 to keep a version in: that of a retired one, or new."""
-        spare, self._spare = self._spare, None
-        if spare is not None and len(spare) == num_bytes:
+    def _memory(self, sizes: list[int]) -> Sequence[Tensor]:
+        """A bucket of each size, [bytes] uint8, to keep a version in: those of a retired one, or new."""
+        spare, self._spare = self._spare, ()
+        if [len(bucket) for bucket in spare] == sizes:
             return spare
         del spare
         if self._device.type == "cpu" or self._config.kept_in is KeptIn.device:
-            return torch.empty(num_bytes, dtype=torch.uint8, device=self._device)
-        return torch.empty(num_bytes, dtype=torch.uint8, pin_memory=True)
+            return [torch.empty(size, dtype=torch.uint8, device=self._device) for size in sizes]
+        # One by one: torch makes pinned memory in powers of two, which a bucket is and a version is not.
+        return [torch.empty(size, dtype=torch.uint8, pin_memory=True) for size in sizes]
 
-    def _pack(self, packer: Packer, memory: Tensor, ranges: list[tuple[int, int]]) -> list[str]:
+    def _pack(self, packer: Packer, memory: Sequence[Tensor]) -> list[str]:
         """Write the run bucket by bucket; the digests of its buckets, computed on the device."""
-        most, found = ranges[0][1], []
-        bucket = None if memory.device == self._device else torch.empty(most, dtype=torch.uint8, device=self._device)
-        for offset, size in ranges:
-            kept = memory[offset : offset + size]
-            written = kept if bucket is None else bucket[:size]
+        most, found = len(memory[0]), []
+        here = memory[0].device == self._device
+        staging = None if here else torch.empty(most, dtype=torch.uint8, device=self._device)
+        for kept in memory:
+            written = kept if staging is None else staging[: len(kept)]
             packer.fill(written)
             found.append(word_digest(written, most))
-            if bucket is not None:
+            if staging is not None:
                 kept.copy_(written, non_blocking=True)
         return hexadecimal(found)  # which also waits for the copies before it on the same stream
 
@@ -217,7 +218,8 @@ class BroadcastReceiver:
                     return memory
             elif "again" in heard:
                 failures.append(str(heard["again"]))
-                attendance.say(want=key)
+                if not heard.get("meeting"):  # else it has asked when it left that meeting
+                    attendance.say(want=key)
             elif "gone" in heard:
                 raise WeightChannelError(
                     f"version {manifest.version} is gone: it was retired; ask for the current manifest"
@@ -239,7 +241,7 @@ class BroadcastReceiver:
             if time.monotonic() > deadline:
                 raise WeightChannelError(f"no broadcast within {self._deadline_s:g} s")
             heard = attendance.hear(0.0)
-            if heard is not None and "again" in heard:
+            if heard is not None and "again" in heard and heard.get("meeting") == meeting:
                 failures.append(str(heard["again"]))
                 raise _Again
 

@@ -17,6 +17,7 @@ from engine.errors import WeightChannelError
 
 _HANDLE_BYTES = 64
 _LAZY_PEER_ACCESS = 1
+_OUT_OF_MEMORY = 2
 
 
 class DeviceMemory(Protocol):
@@ -82,7 +83,12 @@ class CudaDriver:
     def allocate(self, num_bytes: int) -> int:
         """See DeviceMemory."""
         address = ctypes.c_uint64()
-        self._here("cuMemAlloc_v2", ctypes.byref(address), ctypes.c_size_t(num_bytes))
+        arguments = ctypes.byref(address), ctypes.c_size_t(num_bytes)
+        try:
+            self._here("cuMemAlloc_v2", *arguments)
+        except WeightChannelError:
+            torch.cuda.empty_cache()  # what no tensor uses is torch's until then
+            self._here("cuMemAlloc_v2", *arguments)
         return address.value
 
     def free(self, address: int) -> None:
@@ -126,7 +132,8 @@ class CudaDriver:
             text = ctypes.c_char_p()
             self._library.cuGetErrorString(ctypes.c_int(status), ctypes.byref(text))
             why = text.value.decode() if text.value else "unknown error"
+            remedy = ("leave it more memory, with fewer generator.slots or other actors on other GPUs"
+                      if status == _OUT_OF_MEMORY else "in a container, share the host's ipc namespace")
             raise WeightChannelError(
-                f"{call} on {self.device}: {why} ({status}); in a container, share the host's ipc namespace, or choose "
-                "another weights.channel"
+                f"{call} on {self.device}: {why} ({status}); {remedy}, or choose another weights.channel"
             )

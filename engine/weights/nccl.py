@@ -150,6 +150,8 @@ class NcclCommunicator:
             self._broadcast(bucket)
 
     def _broadcast(self, bucket: Tensor) -> None:
+        if self._aborted:  # by the thread that watches: the group may be freed at any moment
+            raise WeightChannelError("this communicator has been aborted")
         address = bucket.data_ptr()
         self._group.broadcast(address, address, bucket.numel(), self._nccl.NCCL_UINT8, 0, self._stream.cuda_stream)
 

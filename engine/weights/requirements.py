@@ -15,6 +15,7 @@ from engine.errors import ConfigError
 from engine.weights.channel import dotted_channel
 
 _ON_GPUS = (WeightChannelKind.nccl, WeightChannelKind.cuda_ipc)
+_SHARED_GPUS = "NCCL_MULTI_RANK_GPU_ENABLE"
 _IN_A_FOLDER = (WeightChannelKind.shared_memory, WeightChannelKind.cuda_ipc)
 
 
@@ -35,10 +36,21 @@ def check_channel(config: RunConfig) -> None:
             raise ConfigError("weights.folder", weights.folder, "give a folder that can be written, best in memory")
     if kind in _ON_GPUS:
         _check_gpu(config)
+    if kind is WeightChannelKind.nccl and os.environ.get(_SHARED_GPUS) != "1":
+        _check_own_gpus(config)
     if kind is WeightChannelKind.nccl and config.cluster.address != "local" and weights.host.startswith("127."):
         raise ConfigError("weights.host", weights.host,
                           "generators on other machines cannot reach it: give weights.host=route, or an address of the "
                           "learner's machine in the cluster's network")
+
+
+def _check_own_gpus(config: RunConfig) -> None:
+    for role in ("learner", "generator", "evaluator"):
+        gpus = getattr(config.cluster.resources, role).gpus
+        if gpus < 1:
+            raise ConfigError(f"cluster.resources.{role}.gpus", gpus,
+                              "NCCL broadcasts between whole GPUs of each actor's own: give cluster=gpus, or set "
+                              f"{_SHARED_GPUS}=1 where NCCL can share them")
 
 
 def _check_gpu(config: RunConfig) -> None:

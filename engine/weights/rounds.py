@@ -159,11 +159,13 @@ class Rounds:
 
     def _round(self, publication: Publication, askers: list[Member]) -> None:
         """One broadcast to these members, or word to them that it failed."""
+        with self._lock:
+            if publication.key not in self._offered:  # withdrawn, and its memory is not ours to read any more
+                return
+            self._sending = publication
         for member in askers:
             member.wants = ""
             member.attempts += 1
-        with self._lock:
-            self._sending = publication
         meeting = ""
         try:
             group = self._known(askers)
@@ -177,7 +179,7 @@ class Rounds:
             group.communicator.send(publication.buckets, watch)
         except _FAILURES as error:
             self._drop([group for group in self._groups if group.meeting == meeting])
-            self._failed(askers, error)
+            self._failed(askers, error, meeting)
         finally:
             with self._lock:
                 self._sending = None
@@ -216,12 +218,12 @@ class Rounds:
 
         return watch
 
-    def _failed(self, askers: list[Member], error: BaseException) -> None:
-        """Let those that are left ask again."""
+    def _failed(self, askers: list[Member], error: BaseException, meeting: str) -> None:
+        """Let those that are left ask again; who has given the meeting up by itself has done so."""
         why = str(error) if isinstance(error, WeightChannelError) else f"{type(error).__name__}: {error}"
         for member in askers:
-            member.wants, member.why = "", member.why or why
-            self._reception.tell(member, again=why)
+            member.why = member.why or why
+            self._reception.tell(member, again=why, meeting=meeting)
 
     def _prune(self) -> None:
         """Give up communicators of which a member has left, or that a member gave up."""

@@ -69,6 +69,8 @@ def test_the_next_call_takes_along_what_gathered_meanwhile(driver, generation):
     report(digest="other"),
 ], ids=["refused", "wrong"])
 def test_who_cannot_be_trusted_with_weights_is_replaced_once_they_are_written_anew(driver, generation, answer):
+    sent = driver.training.manifest = replace(OLD, location="here")
+    generation.publish(sent)
     generation.dispatch(ev.Dispatch("g#1", (4,)))
     generation.go_on()
     driver.asked[0].answer(answer)
@@ -76,11 +78,24 @@ def test_who_cannot_be_trusted_with_weights_is_replaced_once_they_are_written_an
     generation.go_on()
     assert len(driver.asked) == 1, "it is given nothing more"
     driver.died.assert_not_called()
-    driver.training.publish_again.call_args.args[0]()
+    refused, then = driver.training.publish_again.call_args.args
+    assert refused is sent
+    then()
     (error,) = driver.died.call_args.args
     assert isinstance(error, ActorError)
     assert error.actor == "g#1"
     assert "differs" in error.detail or "digest other" in error.detail
+
+
+def test_weights_that_were_written_anew_are_sent_from_where_they_are_now(driver, generation):
+    again = replace(NEW, location="elsewhere")
+    generation.renew(again)
+    assert generation.picture()["g#1"]["weights"] is None, "who has a version needs it no more"
+    generation.publish(NEW)
+    generation.renew(replace(OLD, location="elsewhere"))
+    generation.renew(again)
+    generation.go_on()
+    assert driver.asked[0].arguments[0].weights is again
 
 
 @pytest.mark.parametrize(("bound", "released"), [(0, True), (2, False)])

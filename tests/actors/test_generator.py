@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from actors.generator import Generator
 from actors.learner import Learner
@@ -75,6 +76,20 @@ def test_it_refuses_damaged_weights_and_serves_the_old_ones(generator, learner):
     again = learner.publish()
     assert generator.advance(GeneratorOrder(weights=again, max_steps=0)).version == second.version
     assert again.digest == second.digest
+
+
+def test_weights_for_which_there_is_no_room_are_refused(generator, learner, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    first = learner.publish()
+    monkeypatch.setattr(generator._receiver, "receive", full)
+    report = generator.advance(GeneratorOrder(weights=first, max_steps=0))
+    assert report.refused == f"no room to receive version {first.version}: CUDA out of memory"
+    monkeypatch.undo()
+    monkeypatch.setattr(generator.sampler, "swap", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        generator.advance(GeneratorOrder(weights=first, max_steps=0))
 
 
 def test_nothing_of_it_survives(generator):

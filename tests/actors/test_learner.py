@@ -58,6 +58,15 @@ def test_what_is_not_finite_is_not_published(learner, monkeypatch):
     assert manifest is None
 
 
+def test_weights_that_were_refused_are_written_again_only_while_they_are_current(learner):
+    manifest = learner.publish()
+    assert learner.publish(manifest.version) == manifest
+    learner.core.version = manifest.version.next()
+    newer = learner.publish()
+    assert learner.publish(manifest.version) is None
+    assert learner.publish(newer.version) == newer
+
+
 def test_recording_changes_nothing(learner, tmp_path):
     before = learner.digest()
     assert learner.record(4, [group(0), group(1)]) == 20

@@ -1,10 +1,12 @@
 """Groups go to the learner, versions come back, and the books close."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest.mock import call
 
 import pytest
 
+from actors.generation import Generation
 from actors.training import RECORDED, Training
 from engine.config.run import Only
 from engine.records import event as ev
@@ -14,6 +16,7 @@ from engine.records.prompt import Message, Prompt
 from engine.records.trajectory import DropReason
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
+from engine.records.work import GeneratorReport
 from engine.replay.ledger import Ledger
 from engine.replay.selection_bias import LeftGroup
 from tests.actors.fake_driver import changed, fake_driver
@@ -116,9 +119,62 @@ def test_sampling_alone_records_batches_and_makes_no_version(driver, training):
     driver.feed.assert_not_called()
 
 
-def test_weights_are_written_again_before_a_successor_asks_for_them(driver, training):
+AGAIN = replace(MANIFEST, location="elsewhere")
+NEWER = Manifest(PolicyVersion(0, 2), (), (), "", "", "newer")
+
+
+def test_weights_that_are_refused_are_written_once_more_for_all_who_refuse_them(driver, training):
     training.manifest, done = MANIFEST, []
-    training.publish_again(lambda: done.append(training.manifest.digest))
-    assert done == []
-    driver.asked[0].answer(Manifest(MANIFEST.version, (), (), "", "", "rewritten"))
-    assert done == ["rewritten"]
+    for name in ("g-0", "g-1"):
+        training.publish_again(MANIFEST, lambda name=name: done.append((name, training.manifest)))
+    (asked,) = driver.asked
+    assert (asked.actor, asked.method, asked.arguments, done) == ("learner", "publish", (MANIFEST.version,), [])
+    asked.answer(AGAIN)
+    assert done == [("g-0", AGAIN), ("g-1", AGAIN)]
+    driver.generation.renew.assert_called_once_with(AGAIN)
+    training.publish_again(MANIFEST, lambda: done.append("late"))
+    assert done[-1] == "late", "what it refused is not what its successor receives"
+    training.publish_again(AGAIN, lambda: done.append("again"))
+    assert (done[-1], len(driver.asked)) == ("late", 2)
+
+
+def test_weights_that_are_refused_are_not_written_where_newer_ones_stand(driver, training):
+    training.manifest, done = MANIFEST, []
+    training.publish_again(MANIFEST, lambda: done.append(1))
+    training.manifest = NEWER  # the update was under way
+    training.publish_again(MANIFEST, lambda: done.append(2))
+    training.publish_again(NEWER, lambda: done.append(3))
+    assert [asked.arguments for asked in driver.asked] == [(MANIFEST.version,), (NEWER.version,)]
+    assert done == [2]
+    driver.asked[0].answer(None)
+    driver.asked[1].answer(replace(NEWER, location="elsewhere"))
+    assert done == [2, 1, 3]
+    assert driver.generation.renew.call_count == 1
+
+
+def test_one_refusal_sends_nobody_to_where_the_weights_no_longer_are(driver, training):
+    old, first, second = Manifest(PolicyVersion(0, 0), (), (), "", "", "old"), "g-0#1", "g-1#1"
+    driver.training, driver.generation = training, (generation := Generation(driver))
+    training.manifest = old
+    driver.ledger.issue(4, 2, "p")
+
+    def answer(name, manifest, **fields):
+        asked = next(asked for asked in driver.asked if asked.actor == name)
+        driver.asked.remove(asked)
+        asked.answer(GeneratorReport(name, (), manifest.version, manifest.digest, **fields))
+
+    for name in (first, second):
+        generation.welcome(name)
+        answer(name, old)
+    generation.dispatch(ev.Dispatch(second, (4,)))
+    generation.go_on()
+    training.manifest = MANIFEST
+    generation.publish(MANIFEST)
+    generation.go_on()  # the second one is busy, and finds these weights with its next call
+    answer(first, old, refused="bucket 0 differs")
+    (publish,) = [asked for asked in driver.asked if asked.actor == "learner"]
+    publish.answer(AGAIN)
+    driver.died.assert_called_once()
+    answer(second, old, open_requests=1)
+    generation.go_on()
+    assert [asked.arguments[0].weights for asked in driver.asked if asked.actor == second] == [AGAIN]

@@ -19,9 +19,9 @@ def damage(monkeypatch, nth: int) -> list[str]:
     count = 0
     publish = Learner.publish
 
-    def published(self):
+    def published(self, *refused):
         nonlocal count
-        manifest = publish(self)
+        manifest = publish(self, *refused)
         count += 1
         if count == nth:
             with Path(manifest.location).open("r+b") as file:

@@ -19,6 +19,11 @@ def test_a_part_that_fails_keeps_what_it_reported() -> None:
     assert found["output"] == "said\n"
 
 
+def test_output_that_is_no_text_is_kept_as_far_as_it_is() -> None:
+    found = run_part(Part((sys.executable, "-c", "import os; os.write(1, b'a\\xffb')"), 60), 60, os.environ)
+    assert (found["ok"], found["output"]) == (True, "a\N{REPLACEMENT CHARACTER}b")
+
+
 def test_a_late_part_is_ended() -> None:
     found = run_part(Part((sys.executable, "-c", "while True: pass"), 60), 0.5, os.environ)
     assert (found["ok"], found["timed_out"]) == (False, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -108,7 +109,9 @@ class Report:
     def add(self, **results: Any) -> None:
         """Add results and write all of them."""
         self.found |= results
-        self.path.write_text(json.dumps(self.found, indent=1))
+        temporary = self.path.with_name(f".{self.path.name}.tmp")
+        temporary.write_text(json.dumps(self.found, indent=1))
+        os.replace(temporary, self.path)  # one that is cut off meanwhile keeps the last whole report
 
 
 def report_of_arguments(description: str | None) -> Report:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import multiprocessing
 import os
 import signal
@@ -9,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from engine.config.rollout import GeneratorConfig, GeneratorKind, Precision, Rep
 from engine.config.schedule import InFlight
 from engine.errors import ActorError
 from engine.generate.streaming import StreamingSampler
+from engine.generate.token_engine import Arrival
 from engine.records.version import PolicyVersion
 from tests.engine.generate.conftest import CONTEXT, NEEDS_VLLM, SLOTS, STOPS
 from tests.small_models import (
@@ -141,6 +144,24 @@ def test_models_that_vllm_cannot_decode_are_named() -> None:
     unknown = missing_support({"architectures": ["MambaOfTomorrow"]})
     assert unknown == "vLLM knows no architecture MambaOfTomorrow: use generator=native"
     assert "heads of width 16, only 32, 64" in missing_support({**llama, "head_dim": 16})
+
+
+def test_what_ended_while_another_request_was_stopped_can_be_stopped_too() -> None:
+    from engine.generate.vllm_sampler import VllmEngine
+
+    async def abort(keys: list[str]) -> None:
+        pass
+
+    engine = VllmEngine.__new__(VllmEngine)
+    engine._name, engine._config, engine._loop = "generator-0#1", VllmConfig(), asyncio.new_event_loop()
+    engine._llm, engine._news, engine._tasks = cast("Any", SimpleNamespace(abort=abort)), asyncio.Queue(), {}
+    for key in ("looping", "other"):
+        engine._tasks[key] = ended = cast("Any", engine._loop.create_future())
+        ended.set_result(None)
+        engine._news.put_nowait(Arrival(key, [7], [-0.5], 0, (("0.0", 1),)))
+    assert [arrival.key for arrival in engine.stop(["looping"])] == ["looping"]
+    assert [arrival.key for arrival in engine.stop(["other"])] == ["other"]
+    engine._loop.close()
 
 
 @pytest.fixture

@@ -132,7 +132,7 @@ class BroadcastApart(Apart):
         return BroadcastReceiver(self.config, NCCL, SocketCommunicators())
 
     def spoil(self, manifest):
-        self.made._kept[manifest.version][1][2**20 + 17] ^= 1
+        self.made._kept[manifest.version].buckets[1][17] ^= 1
 
 
 class Nccl(BroadcastApart):

@@ -37,8 +37,8 @@ def test_publishing_waits_for_nobody_and_many_versions_need_the_memory_of_two(se
     places = set()
     for updates in range(1, 6):
         manifest = sender.publish(weights(), PolicyVersion(0, updates))
-        places |= {memory.data_ptr() for _, memory in sender._kept.values()}
-    assert len(sender._kept) == len(places) == 2
+        places |= {bucket.data_ptr() for kept in sender._kept.values() for bucket in kept.buckets}
+    assert (len(sender._kept), len(places), len(manifest.buckets)) == (2, 4, 2)
     assert manifest.location.endswith("/0.5-5")
 
 

@@ -17,12 +17,15 @@ class Library:
     """Answers like libcuda, with addresses that say what was called."""
 
     def __init__(self):
-        self.calls, self.status = [], 0
+        self.calls, self.status, self.full = [], 0, 0
 
     def __getattr__(self, name):
         def call(*arguments):
             self.calls.append((name, arguments))
             if name == "cuMemAlloc_v2":
+                if self.full:
+                    self.full -= 1
+                    return 2
                 arguments[0]._obj.value = 0x1000
             elif name == "cuIpcGetMemHandle":
                 ctypes.memmove(ctypes.addressof(arguments[0]._obj), bytes(range(64)), 64)
@@ -75,9 +78,20 @@ def test_every_call_has_its_arguments(library):
 
 def test_a_failure_is_named(library):
     driver = CudaDriver()
-    library.status = 2
-    with pytest.raises(WeightChannelError, match=r"cuCtxSetCurrent on cuda:3: out of memory \(2\)"):
-        driver.allocate(1)
+    library.status = 201
+    with pytest.raises(WeightChannelError, match=r"cuCtxSetCurrent on cuda:3: .* \(201\); in a container"):
+        driver.handle(1)
+
+
+def test_memory_that_torch_only_keeps_is_asked_for_before_a_device_is_called_full(library, monkeypatch):
+    driver, emptied = CudaDriver(), []
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: emptied.append(True))
+    library.full = 1
+    assert driver.allocate(2**33) == 0x1000
+    assert emptied == [True]
+    library.full = 2
+    with pytest.raises(WeightChannelError, match=r"cuMemAlloc_v2 on cuda:3: out of memory \(2\); leave it more memory"):
+        driver.allocate(2**33)
 
 
 def test_without_a_gpu_it_says_so(monkeypatch):

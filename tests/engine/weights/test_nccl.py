@@ -171,6 +171,19 @@ def test_a_call_that_blocks_is_aborted_too(group, made, log):
     assert group.aborted.is_set()
 
 
+def test_what_is_aborted_while_it_is_being_queued_is_queued_no_further(group, made, log):
+    broadcast = group.broadcast
+
+    def first(*arguments):
+        broadcast(*arguments)
+        made.abort()
+
+    group.broadcast = first
+    with pytest.raises(WeightChannelError, match="aborted"):
+        made.receive(buckets(64, 128), lambda: None)
+    assert [line[2] for line in log if "broadcasts" in line] == [64]
+
+
 @pytest.mark.parametrize(("error", "said"), [(RuntimeError("NCCL_ERROR_SYSTEM_ERROR"), "NCCL_ERROR_SYSTEM_ERROR"),
                                              (KeyError(6), "6")], ids=["named", "without a name"])
 def test_an_error_of_nccl_is_named_and_aborts(gpu, group, made, log, error, said):

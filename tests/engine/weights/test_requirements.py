@@ -3,16 +3,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from engine.config.cluster import ClusterConfig, ClusterKind, Device, WeightChannelKind, WeightsConfig
+from engine.config.cluster import (
+    ActorResources,
+    ClusterConfig,
+    ClusterKind,
+    Device,
+    ResourcesConfig,
+    WeightChannelKind,
+    WeightsConfig,
+)
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 from engine.weights import requirements
 from engine.weights.requirements import check_channel
 
 
-def run_with(kind, cluster=ClusterKind.ray, address="local", device=Device.auto, **options):
+def run_with(kind, cluster=ClusterKind.ray, address="local", device=Device.auto, gpus=1.0, **options):
+    own = ActorResources(gpus=1.0)
+    resources = ResourcesConfig(learner=own, generator=ActorResources(gpus=gpus), evaluator=own)
     return replace(RunConfig(), weights=WeightsConfig(channel=WeightChannelKind(kind), **options),
-                   cluster=ClusterConfig(kind=cluster, address=address, device=device))
+                   cluster=ClusterConfig(kind=cluster, address=address, device=device, resources=resources))
 
 
 def refused(config):
@@ -48,6 +58,18 @@ def test_nccl_needs_cupy_and_says_how_to_get_it(machine):
     assert key == "weights.channel"
     assert "pip install cupy-cuda13x" in remedy
     check_channel(run_with("cuda_ipc"))
+
+
+@pytest.mark.parametrize("gpus", [0.0, 0.5])
+def test_nccl_needs_whole_gpus_unless_told_to_share_them(machine, monkeypatch, gpus):
+    machine(gpu=True, cupy=True)
+    monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE", raising=False)
+    key, remedy = refused(run_with("nccl", gpus=gpus))
+    assert key == "cluster.resources.generator.gpus"
+    assert "give cluster=gpus" in remedy
+    check_channel(run_with("cuda_ipc", gpus=gpus))
+    monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
+    check_channel(run_with("nccl", gpus=gpus))
 
 
 def test_what_a_cluster_has_is_not_known_here_but_loopback_is(machine):

@@ -150,6 +150,55 @@ def test_a_member_that_hangs_costs_the_round_and_the_others_begin_anew(scene):
     assert outcome["stuck"] == [V2]  # late, but alive: it asked again
 
 
+def test_who_fails_by_itself_in_a_round_that_fails_has_one_more_and_the_next_version_at_once(scene):
+    live = scene(gather_s=1.0)
+    reception, dying, failing = live.sender._rounds._reception, [], []
+
+    def amid_leaving(bucket, index):
+        if dying:
+            leaving.close()
+            raise RuntimeError("dying")
+
+    def amid_staying(bucket, index):
+        if failing:
+            failing.clear()
+            while len(reception.members) > 1:  # the sender gives the round up before it hears of this failure
+                threading.Event().wait(0.002)
+            raise RuntimeError("out of memory")
+
+    leaving, staying = live.receiver(amid_leaving), live.receiver(amid_staying)
+    first = live.publish(V1)
+    live.take(first, leaving)
+    live.take(first, staying)
+    served, serve = [], live.sender._rounds._round
+
+    def counted(publication, askers):
+        served.append((publication.version, len(askers)))
+        serve(publication, askers)
+
+    live.sender._rounds._round = counted
+    dying.append(True)
+    failing.append(True)
+    assert live.take(live.publish(V2), leaving, staying)[1] == V2
+    assert live.take(live.publish(V3), staying, wait_s=5.0) == [V3]
+    assert served == [("0.2", 2), ("0.2", 1), ("0.3", 1)]
+
+
+def test_what_is_withdrawn_just_before_its_round_is_not_read_any_more(scene):
+    live = scene()
+    serve, spare = live.sender._rounds._round, []
+
+    def late(publication, askers):
+        live.sender.retire(V1)
+        spare.append(live.sender._spare is publication.buckets)
+        serve(publication, askers)
+
+    live.sender._rounds._round = late
+    (error,) = live.take(live.publish(V1), live.receiver())
+    assert "version 0.1 is gone" in str(error)
+    assert (spare, live.ranks) == ([True], [])
+
+
 def test_a_receiver_whose_rounds_keep_failing_is_told_why(scene):
     live = scene()
 
