@@ -59,20 +59,19 @@ class Controller:
         self.schedule = schedule
         self.roster = Roster(schedule.max_attempts)
         self.version = PolicyVersion(0, 0)
-        self.seats = Seats()
+        self.seats = Seats(num_generators)
         self.finished = False
         self._k = samples_per_prompt
         self._updates, self._checkpoint_every = updates, checkpoint_every
         self._lease_s, self._max_judge_failures = lease_s, max_judge_failures
         self._enforce = schedule.on_straggler is Straggler.wait
-        self._missing_generators = num_generators
         self._next_id = self._next_group = self._drawing = 0
         self._round_open = self._checkpoint_due = self._writing = self._stopping = False
         self._commands: list[ev.Command] = []
         self._steps = {
-            ev.Drawn: self._drawn, ev.Progressed: self._progressed, ev.Judged: self._judged,
-            ev.Updated: self._updated, ev.GeneratorLost: self._lost, ev.GeneratorJoined: self._joined,
-            ev.CheckpointWritten: self._written, ev.Ticked: self._ticked, ev.StopRequested: self._stop,
+            ev.Drawn: self._drawn, ev.Progressed: self._progressed, ev.Judged: self._judged, ev.Ticked: self._ticked,
+            ev.Updated: self._updated, ev.GeneratorLost: self._lost, ev.NobodyFollows: self._nobody_follows,
+            ev.GeneratorJoined: self._joined, ev.CheckpointWritten: self._written, ev.StopRequested: self._stop,
         }
 
     def step(self, event: ev.Event) -> list[ev.Command]:
@@ -157,8 +156,9 @@ class Controller:
 
     def _joined(self, event: ev.GeneratorJoined) -> None:
         self.seats.join(event.generator, event.version.updates)
-        if len(self.seats) >= self._missing_generators:
-            self._missing_generators = 0
+
+    def _nobody_follows(self, _: ev.NobodyFollows) -> None:
+        self.seats.expect_fewer()
 
     def _written(self, _: ev.CheckpointWritten) -> None:
         self._writing = self._checkpoint_due = False
@@ -197,7 +197,7 @@ class Controller:
             self._finish(stopped=False)
         elif self.checkpointing:
             self._hold_barrier()
-        elif not self._missing_generators:
+        elif not self.seats.awaited:
             if self.schedule.rounds:
                 self._turn_round()
             elif not self.roster.training:

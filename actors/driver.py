@@ -20,7 +20,7 @@ from actors.generation import Generation
 from actors.judging import Judging
 from actors.observer import Observer
 from actors.study import num_updates, study
-from actors.supervisor import Supervisor
+from actors.supervisor import Supervisor, next_incarnation
 from actors.tracing import Tracer
 from actors.training import Training
 from actors.turns import Turns
@@ -118,10 +118,10 @@ class Driver:
         Raises:
             ActorError: the learner or replay died, or restarts ran out; resume from the checkpoint.
         """
+        self.tracer.begin()
         if self.config.train.only is Only.learn:
             study(self)
             return
-        self.tracer.begin()
         for name in self.supervisor.generators:
             self.generation.welcome(name)
         while not self.over:
@@ -245,7 +245,9 @@ class Driver:
         if self.supervisor.replaced(old):
             return
         self.note(arrival.Died(old))
-        new = self.supervisor.replace(error)
+        new = self._replace(error)
+        if new != next_incarnation(old):
+            self.note(arrival.Replaced(new))
         self.observer.totals["restarts"] += 1
         self.observer.say(f"{error}; {new or 'nobody'} takes its place")
         self._calls = [call for call in self._calls if call.pending.actor != old]
@@ -260,7 +262,12 @@ class Driver:
             self.feed(ev.GeneratorLost(old))
             if new:
                 self.turns.welcome(new)
+            else:
+                self.feed(ev.NobodyFollows(old))
         self.turns.lost(old)
+
+    def _replace(self, error: ActorError) -> str:
+        return self.supervisor.replace(error)
 
     # ---- commands of its own -------------------------------------------------------------------
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from actors.object_store import open_object_store
+from actors.placement import role_of
 from engine.config.cluster import Placement
 from engine.config.run import RunConfig
 from engine.errors import WeightChannelError
@@ -15,6 +17,7 @@ from engine.faults import reach
 from engine.generate.samplers import build_sampler
 from engine.models.tokenizer import PolicyTokenizer
 from engine.records.manifest import Manifest
+from engine.records.span import Span
 from engine.records.work import Delivery, GeneratorOrder, GeneratorReport
 from engine.trace import now, recording, since, span
 from engine.weights.channel import StagedWeights, open_receiver
@@ -35,7 +38,7 @@ class Generator:
             threads: compute threads.
         """
         self._name = name
-        self._role = name.partition("#")[0].partition("-")[0]
+        self._role = role_of(name)
         self._threads = threads
         self._mode = config.schedule.in_flight
         self._traced = config.run.trace
@@ -80,21 +83,25 @@ class Generator:
             wake_seconds=woke,
         )
         if self._role == "evaluator":
-            self.sleep()
+            report = replace(report, spans=(*report.spans, *self.sleep()))
         return report
 
-    def sleep(self) -> None:
-        """Leave a shared device until the next order; an evaluator does so whenever it has answered."""
-        if self._takes_turns and not self._asleep:
-            self.sampler.sleep()
-            self._asleep = True
+    def sleep(self) -> tuple[Span, ...]:
+        """Leave a shared device until the next order, as an evaluator does whenever it has answered; for the trace."""
+        with recording(self._traced) as spans:
+            if self._takes_turns and not self._asleep:
+                with span("sleep"):
+                    self.sampler.sleep()
+                self._asleep = True
+        return tuple(spans)
 
     def _wake(self) -> float:
         """Seconds until cache and weights have their memory again; 0 for who is awake."""
         if not self._asleep:
             return 0.0
         began = now()
-        self.sampler.wake()
+        with span("wake"):
+            self.sampler.wake()
         self._asleep = False
         return now() - began
 

@@ -76,11 +76,11 @@ class LearnerGroup:
         self._cluster.reserve([*self._names, *others] if LEARNER in actors else others)
 
     def look(self, name: str, path: Path) -> tuple[str, bool]:
-        """The machine that an actor lives on, rank 0's for the learner, and whether all of it sees this path."""
+        """The machine that an actor lives on, and whether it sees this path; of ranks the first that does not."""
         if name != LEARNER:
             return self._cluster.look(name, path)
         found = [self._cluster.look(member, path) for member in self._names]
-        return found[0][0], all(there for _, there in found)
+        return next((one for one in found if not one[1]), found[0])
 
     def start(self, name: str, factory: Callable[..., Any], arguments: dict[str, Any], *,
               threads: int = 1) -> None:

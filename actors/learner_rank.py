@@ -15,7 +15,7 @@ from engine.faults import reach
 from engine.learn.step import LearnerCore
 from engine.models.device import torch_device
 from engine.models.policy import DTYPES, load_network, with_adapter
-from engine.models.ranks import ALONE, Store, join, own_address
+from engine.models.ranks import ALONE, LOOPBACK, Store, join
 from engine.models.sharding import checkpoint_layers, shard, working_weights
 
 
@@ -32,6 +32,14 @@ def together(method: Callable[..., Any]) -> Callable[..., Any]:
             raise ActorError(self.name, method.__name__, str(error)) from error
 
     return asked
+
+
+def _node_address() -> str:
+    """The address under which the other nodes of the cluster know this one."""
+    import ray
+
+    address: str = ray.util.get_node_ip_address()
+    return address
 
 
 class LearnerRank:
@@ -74,7 +82,7 @@ class LearnerRank:
     def meet(self) -> str:
         """Open the place where the ranks meet, on rank 0; its address."""
         learning = self.config.learning
-        host = own_address(self.config.cluster.address)
+        host = LOOPBACK if self.config.cluster.address == "local" else _node_address()
         self._store = Store(host, learning.num_learners, learning.rank_deadline_s)
         return self._store.address
 

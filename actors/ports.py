@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from engine.records.event import Judged
 from engine.records.manifest import Manifest
 from engine.records.prompt import Prompt
+from engine.records.span import Span
 from engine.records.trajectory import Group, Trajectory, Verdict
 from engine.records.update import UpdateReport
 from engine.records.version import PolicyVersion
@@ -29,8 +30,8 @@ class GeneratorPort(Protocol):
         """Take weights, cut, admit, decode, in this order; hand over what left its slot."""
         ...
 
-    def sleep(self) -> None:
-        """Leave a shared device until the next order."""
+    def sleep(self) -> tuple[Span, ...]:
+        """Leave a shared device until the next order; what was done for it."""
         ...
 
 

@@ -160,6 +160,10 @@ class Reenactment(Driver):
             return None
         return next((call for call in self._calls if call.pending.actor == upcoming.actor), None)
 
+    def _replace(self, error: ActorError) -> str:
+        upcoming = self._upcoming()
+        return self.supervisor.replace(error, upcoming.actor if isinstance(upcoming, arrival.Replaced) else None)
+
     def _outcome(self, call: Call) -> Any:
         upcoming, pending = self._upcoming(), call.pending
         if isinstance(upcoming, arrival.Died) and upcoming.actor == pending.actor:
@@ -201,6 +205,10 @@ def in_one_process(config: RunConfig, folder: Path) -> RunConfig:
     """
     if config.train.only is Only.learn:
         raise ConfigError("train.only", "learn", "a run on recorded rollouts has no order of arrivals to repeat")
+    learners = config.learning.num_learners
+    if learners > 1:
+        raise ConfigError("learning.num_learners", learners, "several learners add up in another order than one "
+                          "process: such a run is not repeated")
     section = replace(config.run, dir=str(folder), exists=Exists.overwrite, quiet=True, wandb=False,
                       dump_rollouts=False, trace=False)
     weights = replace(config.weights, channel=WeightChannelKind.shared_memory, path="")

@@ -30,7 +30,14 @@ class GeneratorSeat:
 class Seats:
     """Living generators by name."""
 
-    def __init__(self) -> None:
+    def __init__(self, awaited: int = 0) -> None:
+        """Nobody lives yet.
+
+        Args:
+            awaited: how many must live together before the first work is handed out.
+        """
+        self.awaited = awaited
+        """0 from then on: later some may be missing."""
         self.by_name: dict[str, GeneratorSeat] = {}
         self.fresh = 0
         """The newest version that all then living served at one time: new groups are sampled by no older."""
@@ -74,6 +81,14 @@ class Seats:
         seat = self.by_name[name] = GeneratorSeat(version)
         self._enters(name, seat)
         self._raise_fresh()
+        self._await(self.awaited)
+
+    def expect_fewer(self) -> None:
+        """Of those that are awaited one does not come."""
+        self._await(self.awaited - 1)
+
+    def _await(self, count: int) -> None:
+        self.awaited = count if len(self.by_name) < count else 0
 
     def leave(self, name: str) -> None:
         """A generator is gone; once more is harmless."""

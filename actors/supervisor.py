@@ -25,6 +25,17 @@ from engine.errors import ActorError, ClusterError
 REPLACEABLE = ("generator", "evaluator", "judge")
 
 
+def next_incarnation(actor: str) -> str:
+    """The name that usually follows.
+
+    Example:
+        >>> next_incarnation("generator-0#1")
+        'generator-0#2'
+    """
+    role, _, number = actor.partition("#")
+    return f"{role}#{int(number) + 1}"
+
+
 class Restarts:
     """At most so many restarts within a window of time, over all actors and lives of a run."""
 
@@ -133,10 +144,14 @@ class Supervisor:
         role, _, number = name.partition("#")
         return bool(number) and int(number) < self._incarnations[role]
 
-    def replace(self, error: ActorError) -> str:
+    def replace(self, error: ActorError, told: str | None = None) -> str:
         """End what is left of an actor and start its successor.
 
         A successor that dies on the way, since its node was leaving too, is replaced in its turn.
+
+        Args:
+            error: of its death.
+            told: the successor in the run that is repeated, empty for nobody; None: whoever comes to live.
 
         Returns:
             The new name; empty for a generator without which the others go on, since there is no room.
@@ -149,10 +164,15 @@ class Supervisor:
         if not role.startswith(REPLACEABLE):
             raise error
         others = [name for name in self.generators if name != error.actor]
+        if told:
+            self._incarnations[role] = int(told.partition("#")[2]) - 1
         while True:
             self._restarts.allow(error)
             self._cluster.kill(error.actor)
             try:
+                if told == "":
+                    self._incarnations[role] += 1
+                    raise ClusterError("the recorded run had no room for it")
                 name = self._start(role)
                 ask(self._cluster, name, "metrics", deadline_s=self._config.cluster.start_deadline_s)
                 break

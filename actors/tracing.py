@@ -4,9 +4,9 @@ Work is measured where it is done and comes with the answers; only waits are see
 controller alone knows what an actor lacks. A lane begins with the answer to its first call::
 
     driver        what it does with every answer; questions to replay lie inside
-    learner       pack, forward, backward, optimiser, publish
+    learner       pack, forward, backward, optimiser, publish; in turns onload, offload
     judge#1       judge
-    generator-0#1 receive, prefill, decode
+    generator-0#1 receive, prefill, decode; in turns wake, sleep
     evaluator#1   the same, for held-out prompts
 
 Every gap of a lane is a slice ``wait: ...``. The first trajectory of some groups is followed by arrows from
@@ -27,6 +27,7 @@ from itertools import pairwise
 from typing import Any
 
 from actors.controller import Controller
+from actors.placement import role_of
 from actors.roster import FINISHED, FLYING
 from engine.config.cluster import ClusterKind
 from engine.config.run import RunConfig
@@ -80,6 +81,8 @@ def waits_for(role: str, controller: Controller) -> str:
     if controller.checkpointing:
         return "the checkpoint"
     if role == "learner":
+        if roster.training:
+            return "its turn on the device"
         return "complete groups" if len(roster.complete) < schedule.fewest_groups else "an older group"
     if not schedule.rounds:
         return "room in the window"
@@ -207,6 +210,8 @@ class Tracer:
             ids: Collection[int] = [delivery.trajectory_id for delivery in value.deliveries]
         elif isinstance(value, JudgeReport):
             ids = value.verdicts.keys()
+        elif report is None:
+            ids = ()
         else:
             groups = set(self._training)
             ids = [key for key, group in self._followed.items() if group in groups]
@@ -247,11 +252,6 @@ class Tracer:
                     self._lanes[name].waits.append((lacks, at))
 
 
-def role_of(actor: str) -> str:
-    """``generator`` of ``generator-0#1``."""
-    return actor.partition("#")[0].partition("-")[0]
-
-
 def _update(value: Any) -> UpdateReport | None:
     """Of a learner's answer."""
     parts = value if isinstance(value, tuple) else ()
@@ -259,6 +259,8 @@ def _update(value: Any) -> UpdateReport | None:
 
 
 def _spans(value: Any) -> Sequence[Span]:
+    if isinstance(value, tuple) and all(isinstance(one, Span) for one in value):
+        return value  # of who left a shared device
     report = value if isinstance(value, GeneratorReport | JudgeReport) else _update(value)
     return () if report is None else report.spans
 

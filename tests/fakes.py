@@ -167,6 +167,8 @@ class World:
         self.in_judgement: set[int] = set()
         self.spent: set[int] = set()
         self.writing = self.over = self.stopped = False
+        self.places = self.num_generators
+        """Generators that there is room for."""
         for _ in range(self.num_generators):
             self._start_generator()
 
@@ -330,8 +332,13 @@ class World:
     def _report_loss(self, name: str) -> None:
         self.unreported.remove(name)
         self._forget_holder(name)
-        self._start_generator()
+        room = self.places == 1 or self.rng.random() < 0.8
+        if room:
+            self._start_generator()
         self.feed(ev.GeneratorLost(name))
+        if not room:
+            self.places -= 1
+            self.feed(ev.NobodyFollows(name))
 
     def _forget_holder(self, name: str) -> None:
         self.holder = {key: holder for key, holder in self.holder.items() if holder != name}

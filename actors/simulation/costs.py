@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from actors.placement import role_of
 from actors.simulation.life import Busy, Life, read_life
-from actors.tracing import role_of
 from engine.config.cluster import ClusterKind
 from engine.config.rollout import GeneratorKind
 from engine.config.run import RunConfig
@@ -170,7 +170,8 @@ def fit(life: Life, config: RunConfig) -> Costs:
     calls, judged, passes = life.answers["generator"], life.of("judge"), life.of("generator", "prefill")
     decode = life.of("generator", "decode")
     calm = {role: 1 / (1 + contention * _company(life, role)) for role in HEAVY}
-    inside = sum(one.seconds for one in life.of("generator"))
+    # To wake is charged to the calls that begin with it.
+    inside = sum(one.seconds for one in life.of("generator") if one.kind not in ("wake", "sleep"))
     spent = sum(one.amounts["ran_s"] for one in calls)
     steps = [one.amounts["steps"] for one in decode]
     each = line([one.amounts["tokens"] / n for one, n in zip(decode, steps, strict=True)],

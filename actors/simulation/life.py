@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from actors.tracing import BEGINS, DRIVER, VERSION, role_of
+from actors.placement import role_of
+from actors.tracing import BEGINS, DRIVER, VERSION
 from engine.records.span import Span
 
 ANSWERS = ("generator: advance", "evaluator: advance", "judge: judge", "learner: update")

@@ -13,10 +13,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from actors.controller import Controller
+from actors.placement import role_of
 from actors.simulation.costs import HEAVY, Costs
 from actors.simulation.generator import Answer, SimulatedGenerator, Trip
 from actors.simulation.machine import Clock, Job, Machines
-from actors.tracing import role_of
 from engine.config.schedule import Refill, ScheduleConfig
 from engine.records import event as ev
 from engine.records.trajectory import FinishReason, Outcome

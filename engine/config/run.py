@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from engine.config.base import Config, require
-from engine.config.cluster import ClusterConfig, ClusterKind, Placement, WeightChannelKind, WeightsConfig
+from engine.config.cluster import ClusterConfig, ClusterKind, Device, Placement, WeightChannelKind, WeightsConfig
 from engine.config.learning import Baseline, LearningConfig, LossConfig, MirrorDescentConfig
 from engine.config.model import ModelConfig, ModelSource
 from engine.config.prompts import PromptsConfig
@@ -166,6 +166,12 @@ class RunConfig(Config):
         require(count <= fewest, key, count,
                 f"an optimiser step has {fewest} trajectories and none is split: give at most {fewest}, or a "
                 "larger schedule.batch_groups")
+        cluster, asked = self.cluster, self.cluster.resources
+        gpus = asked.learner.gpus
+        # Ray gives two of them one GPU where both fit on it. Colocated, they find it in the bundle of a generator.
+        taken = gpus + asked.generator.gpus * (cluster.placement is Placement.colocated)
+        require(cluster.device is not Device.cuda or (gpus > 0 and taken > 0.5), "cluster.resources.learner.gpus", gpus,
+                "NCCL refuses two ranks on one GPU: ask for one for each learner")
 
     def _check_turns(self) -> None:
         """Generators and learner must be able to take turns on a device."""

@@ -95,13 +95,15 @@ class LearnerCore:
             yield
             return
         began = now()
-        self.onload()
+        with span("onload"):
+            self.onload()
         self._seconds["hybrid/onload_seconds"] = now() - began
         try:
             yield
         finally:
             began = now()
-            self.offload()
+            with span("offload"):
+                self.offload()
             self._seconds["hybrid/offload_seconds"] = now() - began
 
     # ---- one update ----------------------------------------------------------------------------
@@ -124,7 +126,6 @@ class LearnerCore:
         return replace(report, metrics={**report.metrics, **self._seconds}, busy=(began, now()))
 
     def _update(self, groups: Sequence[Group]) -> UpdateReport:
-        began = now()
         accounts = Accounts()
         batches = samples_of(groups, self.loss, self.config.reward, self._rule(), accounts)
         if self.config.learning.reset_optimiser:
@@ -144,8 +145,7 @@ class LearnerCore:
             self.version = self.version.next()
         metrics = self._metrics(sums, norms, rate, accounts) | shares(self.ranks, [rows for rows, _ in packed])
         return UpdateReport(
-            self.version, committed, accounts.carried, dict(accounts.masked), metrics,
-            dict(accounts.staleness), (began, now()),
+            self.version, committed, accounts.carried, dict(accounts.masked), metrics, dict(accounts.staleness),
         )
 
     @staticmethod

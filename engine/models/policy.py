@@ -163,11 +163,22 @@ def published_tensors(network: Any) -> dict[str, Tensor]:
 def save_policy(
     network: Any, tensors: Mapping[str, Tensor], tokenizer: PolicyTokenizer, folder: str | Path
 ) -> None:
-    """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads, adapters folded in."""
+    """Write a folder that ``AutoModelForCausalLM.from_pretrained`` loads, adapters folded in.
+
+    Args:
+        network: whose architecture it is.
+        tensors: name -> weight; their type is the folder's, whatever the network itself is held in.
+        tokenizer: written beside them.
+        folder: made where it is missing.
+    """
     base = _base(network)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     tied = set(getattr(base, "all_tied_weights_keys", None) or {})
     kept = {name: tensor.detach().contiguous() for name, tensor in tensors.items() if name not in tied}
-    base.save_pretrained(folder, state_dict=kept)
+    dtype = next(str(tensor.dtype) for tensor in kept.values() if tensor.is_floating_point())
+    base.save_pretrained(folder, state_dict=kept)  # which empties the dictionary
+    config = json.loads((folder / "config.json").read_text())
+    config["dtype"] = dtype.removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     tokenizer.save(folder)

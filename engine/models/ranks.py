@@ -7,9 +7,11 @@ dead or late is an error with a name on all the others, never a silence.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import socket
+import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -21,6 +23,8 @@ import torch.distributed as dist
 from engine.errors import RankError
 
 LOOPBACK = "127.0.0.1"
+_SIOCGIFADDR = 0x8915
+"""Linux: the address of an interface."""
 
 
 class Ranks:
@@ -98,22 +102,22 @@ def _of_a_collective(error: RuntimeError) -> bool:
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
-def own_address(cluster: str) -> str:
-    """The address under which the other nodes of a cluster reach this one; loopback where there are none.
-
-    Args:
-        cluster: ``cluster.address``: local, or host:port of its head.
-    """
-    if cluster == "local":
-        return LOOPBACK
-    host, _, port = cluster.rpartition(":")
+def interface_towards(host: str) -> str:
+    """Name of the network interface by whose own address this machine reaches another; empty: by none such."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
-            probe.connect((host or cluster, int(port) if port.isdigit() else 1))  # sends nothing
+            probe.connect((host, 1))  # sends nothing
         except OSError:
-            return socket.gethostbyname(socket.gethostname())
-        address: str = probe.getsockname()[0]
-        return address
+            return ""
+        own = socket.inet_aton(probe.getsockname()[0])
+        for _, name in socket.if_nameindex():
+            try:
+                told = fcntl.ioctl(probe, _SIOCGIFADDR, struct.pack("256s", name.encode()))
+            except OSError:
+                continue  # it has no address
+            if told[20:24] == own:
+                return name
+    return ""
 
 
 class Store:
@@ -131,8 +135,8 @@ class Store:
             listener.listen()
         except OSError as error:
             listener.close()
-            raise RankError(f"rank 0 cannot listen on {host} ({error}): name the cluster by an address of its "
-                            "network in cluster.address") from error
+            raise RankError(f"rank 0 cannot listen on {host} ({error}): start Ray there with an address of "
+                            "this machine (ray start --node-ip-address)") from error
         port = listener.getsockname()[1]
         self.address = f"{host}:{port}"
         """host:port that the other ranks are told."""
@@ -158,12 +162,15 @@ def join(address: str, rank: int, size: int, deadline_s: float, device: str = "c
     from torch.distributed.device_mesh import init_device_mesh
 
     host, _, port = address.rpartition(":")
-    if host == LOOPBACK:
-        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")  # gloo would listen wherever the host's name leads
+    if interface := interface_towards(host):
+        # Gloo would listen wherever the host's name leads, which on many machines is 127.0.1.1.
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     limit = timedelta(seconds=deadline_s)
     with Ranks(rank, size).collective("their meeting"):
         meeting = store.store if store is not None else dist.TCPStore(host, int(port), size, False, limit, False)
         # Small facts travel between CPUs whatever computes.
         backend = "gloo" if device == "cpu" else f"cpu:gloo,{device}:nccl"
         dist.init_process_group(backend, store=meeting, rank=rank, world_size=size, timeout=limit)
+        # A mesh would choose a GPU by rank, but leaves one alone that is in use already, as by ``torch_device``: the
+        # first that this process sees, which under Ray is its own.
         return Ranks(rank, size, init_device_mesh(device, (size,)))

@@ -23,9 +23,17 @@ class Answered:
 
 @dataclass(frozen=True, slots=True)
 class Died:
-    """An actor was given up; what follows from it is the supervisor's."""
+    """An actor was given up; its next incarnation takes its place, unless the next entry tells otherwise."""
 
     actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """Who took the place of the actor that just died, where it is not its next incarnation."""
+
+    actor: str
+    """A later incarnation, those between having died on the way; empty: nobody, there is no room."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -65,6 +65,13 @@ class GeneratorLost:
 
 
 @dataclass(frozen=True, slots=True)
+class NobodyFollows:
+    """A lost generator has no successor: there is no room for one."""
+
+    generator: str
+
+
+@dataclass(frozen=True, slots=True)
 class GeneratorJoined:
     """A generator serves this version and may be given work."""
 
@@ -90,8 +97,8 @@ class StopRequested:
 
 
 Event = (
-    Drawn | Progressed | Judged | Updated | GeneratorLost | GeneratorJoined | CheckpointWritten | Ticked
-    | StopRequested
+    Drawn | Progressed | Judged | Updated | GeneratorLost | NobodyFollows | GeneratorJoined | CheckpointWritten
+    | Ticked | StopRequested
 )
 
 

@@ -11,7 +11,8 @@ class Span:
     """One piece of work."""
 
     kind: str
-    """prefill, decode, receive, judge, pack, forward, backward, optimiser or publish."""
+    """prefill, decode, receive, judge, pack, forward, backward, optimiser or publish; on shared devices wake, sleep,
+    onload or offload too."""
     start: float
     """Seconds of its process's wall clock, advanced by a clock that never jumps."""
     stop: float

@@ -184,6 +184,24 @@ def test_the_first_work_is_shared_among_all_generators():
     assert scene.hear("a", 0, scene.done(0)) == [ev.Judge((0,))], "later one may be missing"
 
 
+@pytest.mark.parametrize("lost_first", [True, False])
+def test_a_generator_that_never_comes_is_not_waited_for(lost_first):
+    scene = Scene(num_generators=3, batch_groups=2, max_staleness=0)
+    scene.join("a")
+    lost = [ev.GeneratorLost("c"), ev.NobodyFollows("c")]
+    if lost_first:
+        assert [scene(event) for event in lost] == [[], []], "b may still come"
+        assert scene.join("b") == [ev.Draw(2)]
+    else:
+        scene.join("c")
+        assert [scene(event) for event in lost] == [[], []]
+        assert scene.join("b") == [ev.Draw(2)]
+    scene = Scene(num_generators=2, batch_groups=2, max_staleness=0)
+    scene.join("a")
+    assert scene(ev.NobodyFollows("b")) == [ev.Draw(2)]
+    assert scene(ev.NobodyFollows("c")) == [], "once all lived, nobody is awaited"
+
+
 def test_a_latecomer_under_old_weights_gets_no_work_that_is_counted_as_newer():
     scene = Scene()
     scene.join("a")

@@ -115,14 +115,15 @@ def test_every_rank_has_a_place_and_the_learner_lives_where_the_first_does():
             self.asked.append(list(actors))
 
         def look(self, name, path):
-            return f"home of {name}", name != "learner-1"
+            return f"home of {name}", path.name != name
 
     cluster = Places()
     group = LearnerGroup(cluster, ["learner", "learner-1"], 1.0)
     group.reserve(["replay", "learner", "judge"])
     group.reserve(["generator-0"])
     assert cluster.asked == [["learner", "learner-1", "replay", "judge"], ["generator-0"]]
-    assert group.look("learner", Path()) == ("home of learner", False), "not all of it sees the folder"
+    assert group.look("learner", Path()) == ("home of learner", True)
+    assert group.look("learner", Path("learner-1")) == ("home of learner-1", False), "who lacks the folder is named"
     assert group.look("judge#1", Path()) == ("home of judge#1", True)
 
 

@@ -40,6 +40,12 @@ def test_one_of_several_has_no_core_before_it_joined(several, policy):
         second.join(address)
 
 
+def test_in_a_cluster_the_ranks_meet_where_ray_knows_the_node(several, policy, monkeypatch):
+    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.3")
+    first = LearnerRank(changed(several, {"cluster.address": "auto"}), policy, 0)
+    assert first.meet().startswith("127.0.0.3:")
+
+
 def test_a_lost_collective_is_a_death_and_other_errors_are_not(config, policy):
     lost = Lost(config, policy, 0)
     lost.ranks = Ranks(0, 2)

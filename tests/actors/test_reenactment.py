@@ -7,12 +7,13 @@ from typing import Any
 import pytest
 
 from actors import judging, training
+from actors.cluster import SerialCluster
 from actors.generator import Generator
 from actors.launch import compose, saved
 from actors.reenactment import in_one_process, read_arrivals, reenact
 from actors.run import run
 from engine.config.cluster import ClusterKind
-from engine.errors import ActorError, ConfigError, RecordError, RunFolderError
+from engine.errors import ActorError, ClusterError, ConfigError, RecordError, RunFolderError
 from engine.records import arrival
 from engine.records import event as ev
 from engine.records.codec import encode
@@ -148,6 +149,36 @@ def test_deaths_and_further_lives_repeat_too(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "again" / "summary.json").read_text())["updates"] == 3
 
 
+@pytest.mark.parametrize(("fate", "successor"), [("no room", ""), ("dies", "generator-1#3")])
+def test_who_took_a_place_is_obeyed(tmp_path, monkeypatch, fate, successor):
+    """Where the next incarnation finds no room, or dies on the way, in the recorded run only."""
+    honest, start, count = Generator.advance, SerialCluster.start, 0
+
+    def dying(self, order):
+        nonlocal count
+        count += self._name == "generator-1#1"
+        if self._name == "generator-1#1" and count == 4:
+            raise ActorError(self._name, "advance", "its process died")
+        return honest(self, order)
+
+    def started(self, name, factory, arguments, *, threads=1):
+        if name == "generator-1#2":
+            raise ClusterError("no room") if fate == "no room" else ActorError(name, "metrics", "it died too")
+        start(self, name, factory, arguments, threads=threads)
+
+    monkeypatch.setattr(Generator, "advance", dying)
+    monkeypatch.setattr(SerialCluster, "start", started)
+    summary = train(tmp_path / "run", "generator.num_generators=2")
+    monkeypatch.undo()
+    entries = read_arrivals(tmp_path / "run" / "arrivals.msgpack")
+    place = entries.index(arrival.Died("generator-1#1"))
+    assert entries[place + 1] == arrival.Replaced(successor)
+    assert (ev.NobodyFollows("generator-1#1") in entries) is (successor == "")
+    report = again(tmp_path / "run", tmp_path)
+    assert (report["parted"], report["complete"]) == ("", True)
+    assert report["repeated"] == summary["weights_digest"]
+
+
 def test_a_stopped_run_repeats(tmp_path):
     config, text = compose([*SMALL, *ASYNC, f"run.dir={tmp_path / 'run'}"])
     with pytest.MonkeyPatch.context() as patch:
@@ -179,6 +210,9 @@ def test_what_cannot_be_repeated_is_refused(recorded, tmp_path, config):
     (tmp_path / "arrivals.msgpack").write_bytes(b"\xc1")
     with pytest.raises((RecordError, ValueError)):
         read_arrivals(tmp_path / "arrivals.msgpack")
+    several = changed(config, {"cluster.kind": ClusterKind.ray})
+    with pytest.raises(ConfigError, match=r"learning\.num_learners=2: several learners add up in another order"):
+        in_one_process(changed(several, {"learning.num_learners": 2}), tmp_path)
     moved = in_one_process(saved(recorded[0]), tmp_path / "again")
     assert moved.cluster.kind is ClusterKind.serial
     assert moved.run.dir == str(tmp_path / "again")

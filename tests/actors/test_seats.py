@@ -63,6 +63,21 @@ def test_it_answers_as_a_plain_scan_would(seed):
         assert {n: [s.version, s.open_trajectories] for n, s in seats.by_name.items()} == plain.seats
 
 
+def test_who_is_awaited_comes_or_is_known_not_to_come():
+    seats = Seats(3)
+    seats.join("a", 0)
+    seats.join("b", 0)
+    seats.leave("b")
+    assert seats.awaited == 3
+    seats.expect_fewer()
+    assert seats.awaited == 2
+    seats.join("c", 0)
+    assert seats.awaited == 0
+    seats.leave("c")
+    seats.expect_fewer()
+    assert seats.awaited == 0
+
+
 def test_fresh_is_what_all_have_served_and_never_falls():
     seats = Seats()
     seats.join("b", 2)

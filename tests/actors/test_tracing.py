@@ -6,7 +6,8 @@ from collections import defaultdict
 import pytest
 
 from actors.controller import Controller
-from actors.tracing import BEGINS, Lane, Tracer, role_of, waits_for
+from actors.placement import role_of
+from actors.tracing import BEGINS, Lane, Tracer, waits_for
 from engine.config.schedule import ScheduleConfig
 from engine.records import event as ev
 from engine.records.span import Span
@@ -16,7 +17,9 @@ from engine.trace import read_trace
 from tests.actors.fake_driver import changed
 from tests.end_to_end.harness import ASYNC, train
 
-WORK = {"prefill", "decode", "receive", "judge", "pack", "forward", "backward", "optimiser", "publish"}
+WORK = {"prefill", "decode", "receive", "judge", "pack", "forward", "backward", "optimiser", "publish",
+        "wake", "sleep", "onload", "offload"}
+TURNS = ("cluster.placement=colocated",)
 FIELDS = {"M": {"args"}, "X": {"tid", "ts", "dur", "args"}, "i": {"tid", "ts", "s", "args"},
           "s": {"tid", "ts", "id"}, "t": {"tid", "ts", "id"}, "f": {"tid", "ts", "id"}}
 
@@ -47,22 +50,29 @@ def check_nesting(slices):
         stack.append((start, stop, name))
 
 
-@pytest.fixture(scope="module", params=[(), ASYNC], ids=["sync", "async"])
-def events(request, tmp_path_factory):
+@pytest.fixture(scope="module", params=[(), ASYNC, TURNS], ids=["sync", "async", "turns"])
+def overrides(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def events(overrides, tmp_path_factory):
     folder = tmp_path_factory.mktemp("traced")
-    train(folder, "learning.updates=2", "evaluation.every=1", "prompts.num_heldout=2", *request.param)
+    train(folder, "learning.updates=2", "evaluation.every=1", "prompts.num_heldout=2", *overrides)
     return json.loads((folder / "trace.json").read_text())
 
 
-def test_a_run_leaves_a_trace_that_viewers_accept(events):
+def test_a_run_leaves_a_trace_that_viewers_accept(events, overrides):
     check_schema(events)
     lanes = lanes_of(events)
     assert lanes.keys() == {"driver", "learner", "judge#1", "generator-0#1", "evaluator#1"}
     for slices in lanes.values():
         check_nesting(slices)
+    moves, sleeps = ({"onload", "offload"}, {"wake", "sleep"}) if overrides == TURNS else (set(), set())
     assert {name for _, _, name in lanes["learner"] if not name.startswith("wait")} == {
-        "pack", "forward", "backward", "optimiser", "publish"}
-    assert {name for _, _, name in lanes["generator-0#1"] if name in WORK} == {"prefill", "decode", "receive"}
+        "pack", "forward", "backward", "optimiser", "publish"} | moves
+    for sampler in ("generator-0#1", "evaluator#1"):
+        assert {name for _, _, name in lanes[sampler] if name in WORK} == {"prefill", "decode", "receive"} | sleeps
     assert {name for _, _, name in lanes["judge#1"] if name in WORK} == {"judge"}
     moments = [e["name"] for e in events if e["ph"] == "i"]
     assert moments == [BEGINS, "version 1", "version 2"]
@@ -74,6 +84,7 @@ def test_every_wait_says_what_it_waits_for(events):
     assert "wait: complete groups" in {name for _, _, name in lanes["learner"]}
     assert waits <= {f"wait: {what}" for what in (
         "the driver", "its turn", "finished answers", "the next evaluation", "complete groups", "an older group",
+        "its turn on the device",
         "room in the window", "the update", "the end of the round", "verdicts", "weights at every generator",
         "the end of the run", "the checkpoint")}
 
@@ -161,5 +172,8 @@ def test_what_is_lacked_follows_from_the_state_of_the_controller():
     assert waits_for("generator", sync) == "the end of the round"
     sync.step(ev.StopRequested())
     assert waits_for("generator", sync) == waits_for("learner", sync) == "the checkpoint"
+    turns = Controller(ScheduleConfig(batch_groups=1), samples_per_prompt=1, updates=9)
+    turns.roster.training = {0}
+    assert waits_for("learner", turns) == "its turn on the device"
     free = Controller(ScheduleConfig(kind="async", max_staleness=1, batch_groups=1), samples_per_prompt=1, updates=9)
     assert waits_for("generator", free) == "room in the window"

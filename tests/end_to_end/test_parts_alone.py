@@ -6,8 +6,10 @@ import pytest
 
 from actors import training
 from actors.rollouts import read_rollouts
+from actors.tracing import BEGINS
 from engine.errors import RunFolderError, StalenessError
 from engine.records.version import PolicyVersion
+from engine.trace import read_trace
 from tests.end_to_end.harness import ASYNC, train
 from tools.audit import audit
 
@@ -33,6 +35,8 @@ def test_learning_from_a_dump_gives_the_weights_of_the_run_that_made_it(tmp_path
         assert learned["ledger"][part]["dropped"] in ({}, {"end_of_run": 0})
     assert learned["ledger"]["tokens"]["generated"] == summary["ledger"]["tokens"]["generated"]
     assert audit(tmp_path / "run")["trained"] == summary["ledger"]["trajectories"]["trained"]
+    moments = [one["name"] for one in read_trace(tmp_path / "run" / "trace.json") if one["ph"] == "i"]
+    assert moments == [BEGINS, *(f"version {update}" for update in (1, 2, 3))]
 
 
 def test_learning_alone_goes_on_where_it_was_ended(tmp_path, dumped, monkeypatch):

@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 
 from engine.config.base import as_dict
-from engine.config.cluster import ClusterConfig, ClusterKind, Placement, WeightChannelKind, WeightsConfig
+from engine.config.cluster import (
+    ActorResources,
+    ClusterConfig,
+    ClusterKind,
+    Device,
+    Placement,
+    ResourcesConfig,
+    WeightChannelKind,
+    WeightsConfig,
+)
 from engine.config.learning import Baseline, LearningConfig, MirrorDescentConfig
 from engine.config.model import AdapterConfig, ModelConfig, ModelSource
 from engine.config.rollout import GeneratorConfig, RolloutConfig
@@ -72,6 +81,23 @@ def test_several_learners_need_processes_work_and_whole_weights() -> None:
     adapted = ModelConfig(source=ModelSource.packaged, adapter=AdapterConfig(rank=4))
     with pytest.raises(ConfigError, match=r"model\.adapter\.rank=0"):
         RunConfig(learning=two, cluster=ray, model=adapted, **options)
+
+
+def test_no_two_learners_share_a_gpu() -> None:
+    def run(learner: float, generator: float = 0.0, **options: Any) -> RunConfig:
+        asked = ResourcesConfig(learner=ActorResources(gpus=learner), generator=ActorResources(gpus=generator))
+        cluster = ClusterConfig(**{"kind": ClusterKind.ray, "device": Device.cuda, "resources": asked, **options})
+        return RunConfig(learning=LearningConfig(num_learners=2), cluster=cluster)
+
+    for gpus in (0.0, 0.5):
+        with pytest.raises(ConfigError, match=rf"cluster\.resources\.learner\.gpus={gpus}: NCCL .* one for each"):
+            run(gpus, generator=0.5)
+    for gpus in (0.6, 1.0):
+        run(gpus)
+    run(0.5, device=Device.cpu)
+    run(0.4, generator=0.4, placement=Placement.colocated)
+    with pytest.raises(ConfigError, match="one for each learner"):
+        run(0.2, generator=0.3, placement=Placement.colocated)
 
 
 def test_as_dict_holds_every_group_as_plain_data() -> None:

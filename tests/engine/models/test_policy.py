@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -64,6 +65,15 @@ def test_a_saved_policy_loads_with_transformers_alone(tmp_path: Path, family: st
     assert loaded.config.model_type == family
     assert PolicyTokenizer.from_folder(folder).end_id == 1
     assert model_folder(ModelConfig(path=str(folder))) == folder
+
+
+def test_a_saved_policy_is_of_the_type_of_its_weights(tmp_path: Path) -> None:
+    """Several learners hold the network in float32 and publish bfloat16."""
+    network = tiny_network("qwen3")
+    rounded = {name: tensor.bfloat16() for name, tensor in published_tensors(network).items()}
+    save_policy(network, rounded, character_tokenizer(), tmp_path)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == "bfloat16"
+    assert AutoModelForCausalLM.from_pretrained(tmp_path, dtype="auto").dtype == torch.bfloat16
 
 
 def test_a_loaded_network_is_packed_and_of_the_asked_precision(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from engine.errors import RankError
-from engine.models.ranks import ALONE, LOOPBACK, Ranks, Store, join, own_address
+from engine.models.ranks import ALONE, LOOPBACK, Ranks, Store, interface_towards, join
 
 
 def talk(ranks: Ranks) -> list[Any]:
@@ -71,7 +71,7 @@ def test_a_store_listens_where_it_says_and_nowhere_else() -> None:
     other = socket.socket()
     other.bind(("127.0.0.2", int(port)))  # taken, did the store listen on every address
     other.close()
-    with pytest.raises(RankError, match=r"cannot listen on 192\.0\.2\.77 .*cluster\.address"):
+    with pytest.raises(RankError, match=r"cannot listen on 192\.0\.2\.77 .*node-ip-address"):
         Store("192.0.2.77", 2, 5.0)
 
 
@@ -88,5 +88,8 @@ def _free_port() -> int:
 
 
 def test_one_machine_stays_on_loopback() -> None:
-    assert own_address("local") == LOOPBACK
-    assert own_address("127.0.0.1:6379") == LOOPBACK
+    assert interface_towards(LOOPBACK) == "lo"
+
+
+def test_an_address_that_leads_nowhere_has_no_interface() -> None:
+    assert interface_towards("255.255.255.255") == ""

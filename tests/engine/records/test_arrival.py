@@ -1,13 +1,14 @@
 """What stands in a journal of arrivals beside events, and how little room it takes."""
 
-from engine.records.arrival import Answered, Committed, Died, Resumed
+from engine.records.arrival import Answered, Committed, Died, Replaced, Resumed
 from engine.records.codec import decode, encode
 from engine.records.version import PolicyVersion
 
 
 def test_entries_come_back_as_they_were_written():
     version = PolicyVersion(2, 7)
-    for entry in (Answered(3), Died("generator-0#1"), Committed(version, "digest"), Resumed(version)):
+    deaths = Died("generator-0#1"), Replaced("")
+    for entry in (Answered(3), *deaths, Committed(version, "digest"), Resumed(version)):
         assert decode(encode(entry)) == entry
 
 

@@ -47,11 +47,13 @@ RECORDS: list[Any] = [
     UpdateReport(VERSION, True, 3, {"stale": 2}, {"learn/loss": 0.5}, {0: 3}, (1.0, 2.0), "ef"),
     event.Drawn(("p", "q")), event.Progressed("g", VERSION, (PROGRESS,)),
     event.JudgedItem(5, Outcome.ok, 0.5, True), event.Judged((event.JudgedItem(5, Outcome.failed),), (2,)),
-    event.Updated(VERSION, False), event.GeneratorLost("g"), event.GeneratorJoined("g", VERSION),
+    event.Updated(VERSION, False), event.GeneratorLost("g"), event.NobodyFollows("g"),
+    event.GeneratorJoined("g", VERSION),
     event.CheckpointWritten(), event.Ticked(1.5), event.StopRequested(), event.Draw(3),
     event.Admit(2, "p", (5, 6)), event.Dispatch("g", (5, 6)), event.Judge((5,)), event.Train((2,)),
     event.Publish(VERSION), event.DropGroup(2, "p", DropReason.poison_prompt, True), event.CutAll("g"),
-    arrival.Answered(3), arrival.Died("g#1"), arrival.Committed(VERSION, "cd"), arrival.Resumed(VERSION),
+    arrival.Answered(3), arrival.Died("g#1"), arrival.Replaced("g#3"), arrival.Committed(VERSION, "cd"),
+    arrival.Resumed(VERSION),
     event.WriteCheckpoint(), event.Restart("g"), event.Note("n"), event.Finish(True),
 ]
 
