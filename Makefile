@@ -18,7 +18,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 TORCH_PIN := $(shell grep '^torch==' $(CONSTRAINTS))
 EXTRAS := packaged,lora,data,test
-SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*.cpp csrc/*/*.h)
+SOURCES := setup.py pyproject.toml constraints.txt $(wildcard csrc/*/*.cpp csrc/*/*.h csrc/*/*.cu csrc/*/*.cuh)
 
 .DEFAULT_GOAL := help
 .PHONY: help quickstart install test test-all test-vllm lint docs clean torch-choice
@@ -85,7 +85,9 @@ endif
 $(VENV)/.installed: $(VENV)/.torch $(SOURCES)
 	@echo "installing into $(VENV) and building the compiled ops: minutes the first time"
 	$(PIP) install --quiet -c constraints.txt --no-build-isolation -e '.[$(EXTRAS)]'
-	@$(BIN)/python -c 'from engine.ops import extension; print("compiled ops:", extension.level())'
+	@$(BIN)/python -c 'from engine.ops import extension; level = extension.level(); print("compiled ops:", level, \
+	  "(none were built, so everything is slower: install g++ and python3-dev, then make clean install)" \
+	  if level == "reference" else "")'
 	@touch $@
 
 # Without its dependencies: Perilune reads the weights inside the package and runs none of its code.

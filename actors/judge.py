@@ -41,7 +41,7 @@ class Judge:
             reach("judge.judge")
             verdicts = self._rewarder.judge(questions)
         found = {t.trajectory_id: verdict for (_, t), verdict in zip(items, verdicts, strict=True)}
-        return JudgeReport(found, tuple(spans))
+        return JudgeReport(found, tuple(spans), self._rewarder.metrics())
 
     def texts(self, trajectories: Sequence[Trajectory]) -> list[str]:
         """Responses as text."""

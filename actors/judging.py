@@ -58,7 +58,7 @@ class Judging:
         driver.observer.judged([
             (prompt, trajectory, pieces(trajectory, driver.tokenizer.decode), verdicts[trajectory.trajectory_id])
             for prompt, trajectory in items
-        ])
+        ], report.metrics)
         driver.feed(driver.replay("judged", verdicts))
 
     def again(self) -> None:

@@ -84,7 +84,7 @@ class Learner(LearnerRank):
             began = time.time()
             with span("publish"):
                 manifest = self.publish()
-        metrics = {**report.metrics, "publish/seconds": time.time() - began}
+        metrics = {**report.metrics, **self.metrics(), "publish/seconds": time.time() - began}
         return replace(report, metrics=metrics, spans=tuple(spans)), manifest
 
     def record(self, batch: int, groups: Sequence[Group]) -> int:

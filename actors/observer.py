@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import time
 from collections import Counter, defaultdict, deque
@@ -72,6 +73,8 @@ class Observer:
         self._earlier_seconds = 0.0
         self.totals_canary: tuple[float, float] | None = None
         self._last_update = self._began
+        self._learner_stopped: float | None = None
+        """Wall clock: the end of the last update of this life."""
         self._last_tokens = 0
         self.accuracy: dict[int, float] = {}
         self.examples: dict[str, Sequence[tuple[str, str, bool]]] = {}
@@ -115,8 +118,12 @@ class Observer:
                 self.totals["trajectories_with_2_segments"] += item.num_segments >= 2
                 self.totals["trajectories_with_2_versions"] += item.num_versions >= 2
 
-    def judged(self, pairs: Sequence[tuple[Prompt, Trajectory, Sequence[str], Verdict]]) -> None:
-        """Verdicts arrived: means for the next line, and samples to read, the text by segment."""
+    def judged(self, pairs: Sequence[tuple[Prompt, Trajectory, Sequence[str], Verdict]],
+               metrics: Mapping[str, float]) -> None:
+        """Verdicts arrived: means and the judge's counters for the next line, samples to read, the text by segment."""
+        for name, value in metrics.items():
+            if math.isfinite(value):  # the mean of nothing is none
+                self._meters.last(name, value)
         rows = []
         for prompt, trajectory, pieces, verdict in pairs:
             if verdict.outcome.value == "ok":
@@ -136,6 +143,11 @@ class Observer:
             })
         self._folder.append_samples(rows)
 
+    def checkpointed(self, name: str, seconds: float) -> None:
+        """A checkpoint was written; the line of the next update tells how long that took."""
+        self._meters.last("checkpoint/seconds", seconds)
+        self.say(f"checkpoint {name} in {seconds:.1f} s")
+
     def updated(self, report: UpdateReport, trajectories: int, extra: Mapping[str, float]) -> None:
         """An update was made: one line of metrics, one line to look at."""
         now = time.monotonic()
@@ -153,6 +165,9 @@ class Observer:
         values["learn/trained_tokens"] = report.carried_tokens
         values["learn/seconds"] = report.busy[1] - report.busy[0]
         values["schedule/update_seconds"] = now - self._last_update
+        if self._learner_stopped is not None:
+            values["schedule/learner_wait_seconds"] = max(report.busy[0] - self._learner_stopped, 0.0)
+        values["supervise/restarts"] = self.totals["restarts"]
         carried = sum(report.staleness.values())
         ages = sum(age * count for age, count in report.staleness.items())
         values["schedule/staleness_mean_versions"] = ages / carried if carried else 0.0
@@ -162,6 +177,7 @@ class Observer:
         self._writer.write(report.version.updates, values)
         self._meters = Meters()
         self._last_update, self._last_tokens = now, self.totals["generated_tokens"]
+        self._learner_stopped = report.busy[1]
         self.latest = values
         self.rewards.append(values.get("rollout/total_reward_mean", values.get("rollout/reward_mean", 0.0)))
         accuracy = self.accuracy[max(self.accuracy)] if self.accuracy else None

@@ -75,6 +75,8 @@ def run(config: RunConfig, config_text: str) -> dict[str, Any]:
             folder.write_config(config_text)
         elif (summary := _complete(config, folder)) is not None:
             return summary
+        # What an earlier life told before it was stopped says nothing of one that may be cut off.
+        folder.summary_file.unlink(missing_ok=True)
         with StopSignal() as stop:
             return _live(config, checked, folder, stop)
     finally:
@@ -167,7 +169,7 @@ def _watched(config: RunConfig, folder: RunFolder, observer: Observer) -> tuple[
 def _checkpoint(driver: Driver, folder: RunFolder) -> None:
     began = time.monotonic()
     written = snapshot.save(driver, folder.checkpoints)
-    driver.observer.say(f"checkpoint {written.name} in {time.monotonic() - began:.1f} s")
+    driver.observer.checkpointed(written.name, time.monotonic() - began)
 
 
 def _begin(driver: Driver, folder: RunFolder, resumed: bool) -> None:

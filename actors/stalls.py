@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from actors.cluster import Cluster, Pending
+from engine.run_folder import write_atomically
 
 SLICE_S = 1.0
 """A long wait is cut into such pieces, so that the status stays fresh in it."""
@@ -196,4 +197,4 @@ class WatchedCluster:
         body = {"sentence": text, "passed": passed, "actor": actor, "method": method, "at": now,
                 "since": asked.since, "waits": self.waits(), **self.picture()}
         file = self._folder / f"{number:03d}-{actor}-{method}-{passed}.json"
-        file.write_text(json.dumps(body, indent=1) + "\n")
+        write_atomically(file, (json.dumps(body, indent=1) + "\n").encode())

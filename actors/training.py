@@ -72,6 +72,7 @@ class Training:
             driver.note(arrival.Committed(report.version, "" if manifest is None else manifest.digest))
             # Before the controller hears of it, which may write a checkpoint at once.
             metrics = driver.replay("metrics") | driver.ledger.metrics() | driver.turns.metrics()
+            metrics["schedule/outstanding_groups"] = float(len(self.members))
             driver.observer.updated(report, len(ids), metrics)
         else:
             driver.observer.say("the update was not finite and is not committed; its groups are dropped")

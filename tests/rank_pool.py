@@ -11,6 +11,17 @@ MOST = 3
 DEADLINE_S = 120.0
 
 
+def _next(questions: Any) -> Any:
+    """The next question; None once whoever asks is gone, since a killed one ends nobody."""
+    parent = multiprocessing.parent_process()
+    while parent is not None and parent.is_alive():
+        try:
+            return questions.get(timeout=1.0)
+        except queue.Empty:
+            continue
+    return None
+
+
 def _serve(rank: int, questions: Any, answers: Any) -> None:
     import torch
 
@@ -18,8 +29,8 @@ def _serve(rank: int, questions: Any, answers: Any) -> None:
 
     torch.set_num_threads(1)
     store = None
-    while True:
-        function, size, address, deadline_s, arguments = questions.get()
+    while (asked := _next(questions)) is not None:
+        function, size, address, deadline_s, arguments = asked
         try:
             if address is None:
                 store = Store(LOOPBACK, size, deadline_s)

@@ -15,6 +15,7 @@ import msgpack
 from engine.errors import CheckpointError, LedgerError, PeriluneError
 from engine.learn.checkpoint import Checkpoint, read_checkpoint
 from engine.records.codec import decode
+from engine.records.trajectory import DropReason
 from engine.replay.ledger import read_journal
 
 
@@ -29,6 +30,7 @@ class Books:
     carried: int = 0
     masked: Counter[str] = field(default_factory=Counter)
     dropped: Counter[str] = field(default_factory=Counter)
+    dropped_tokens: Counter[str] = field(default_factory=Counter)
 
     def enter(self, entry: list[Any]) -> None:
         """Follow one entry.
@@ -47,7 +49,11 @@ class Books:
         elif kind == "dispatch":
             self._outstanding(rest[0], entry)
         elif kind == "drop":
-            self.dropped.update([rest[1]] * len(self._leave(rest[0], entry)))
+            delivered = self._leave(rest[0], entry)
+            self.dropped.update([rest[1]] * len(delivered))
+            self.dropped_tokens[rest[1]] += sum(delivered)
+        elif kind == "lose":
+            self.dropped_tokens[DropReason.generator_lost.value] += rest[2]
         elif kind == "consume":
             self._consume(entry)
 
@@ -93,10 +99,8 @@ def audit(folder: Path) -> dict[str, Any]:
     summary = folder / "summary.json"
     if summary.exists():
         _compare(books, json.loads(summary.read_text())["ledger"])
-    return {
-        "issued": len(books.issued), "trained": len(books.trained), "dropped": dict(books.dropped),
-        "carried_loss": books.carried, "checkpoints": len(marks),
-    }
+    return {"issued": len(books.issued), "trained": len(books.trained), "dropped": dict(books.dropped),
+            "carried_loss": books.carried, "checkpoints": len(marks)}
 
 
 def _whole(root: Path) -> list[Checkpoint]:

@@ -70,7 +70,11 @@ def stall_lines(folder: Path) -> list[str]:
     files = sorted((folder / "stalls").glob("*.json"))
     lines = [f"{len(files)} stalls were written to {folder / 'stalls'}"] if files else ["no stall was written down"]
     for file in files[-SHOWN_STALLS:]:
-        stall = json.loads(file.read_text())
+        try:
+            stall = json.loads(file.read_text())
+        except json.JSONDecodeError:
+            lines.append(f"{file.name} is torn and is left out")
+            continue
         lines.append(f"{clock_time(stall['at'])} {stall['passed']}: {stall['sentence']}{_held(stall)}")
     return lines
 

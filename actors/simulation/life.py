@@ -31,7 +31,7 @@ class Life:
     staleness: Counter[int] = field(default_factory=Counter)
     """Versions -> tokens that carried loss."""
     first_look: list[Span] = field(default_factory=list)
-    """What evaluators did before training began."""
+    """What evaluators did before training began, in the first life."""
 
     def of(self, role: str, kind: str = "") -> list[Span]:
         """Work of all actors of a role."""
@@ -41,7 +41,8 @@ class Life:
 
 def read_life(events: Sequence[Mapping[str, Any]]) -> Life:
     """Sort the events of a trace."""
-    begins = max((e["ts"] for e in events if e["ph"] == "i" and e["name"] == BEGINS), default=0)
+    begun = [e["ts"] for e in events if e["ph"] == "i" and e["name"] == BEGINS]
+    first, begins = min(begun, default=0), max(begun, default=0)
     names: dict[int, str] = {}
     life = Life()
     for event in events:
@@ -51,15 +52,16 @@ def read_life(events: Sequence[Mapping[str, Any]]) -> Life:
             continue
         start = (event["ts"] - begins) / 1e6
         one = Span(event["name"], start, start + event.get("dur", 0) / 1e6, event.get("args", {}))
-        _sort(life, names.get(event["tid"], ""), one, event.get("args", {}).get("staleness", {}))
+        actor = names.get(event["tid"], "")
+        if event["ts"] >= begins:
+            _sort(life, actor, one, event.get("args", {}).get("staleness", {}))
+        elif event["ts"] < first and role_of(actor) == "evaluator":
+            life.first_look.append(one)
     return life
 
 
 def _sort(life: Life, actor: str, one: Span, ages: Mapping[str, int]) -> None:
-    if one.start < 0:
-        if role_of(actor) == "evaluator":
-            life.first_look.append(one)
-    elif one.kind.startswith(VERSION):
+    if one.kind.startswith(VERSION):
         if one.amounts["committed"]:
             life.commits.append(one)
             life.staleness.update({int(age): count for age, count in ages.items()})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +95,8 @@ class JudgeReport:
     """Trajectory id -> verdict."""
     spans: tuple[Span, ...] = ()
     """What it did; empty without ``run.trace``."""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """Its counters, by the names of ``engine/metrics.py``."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -260,9 +260,13 @@ class Ledger:
             self._position = 0
 
     def metrics(self) -> dict[str, float]:
-        """The loss-carrying share of all tokens consumed."""
+        """The loss-carrying share of all tokens consumed, and what was dropped for which reason."""
         consumed = self._carried + sum(self._masked.values())
-        return {"learn/loss_carrying_fraction": self._carried / consumed if consumed else 1.0}
+        return {
+            "learn/loss_carrying_fraction": self._carried / consumed if consumed else 1.0,
+            **{f"ledger/dropped_{reason}_trajectories": float(count) for reason, count in self._dropped.items()},
+            **{f"ledger/dropped_{reason}_tokens": float(count) for reason, count in self._dropped_tokens.items()},
+        }
 
     def close(self) -> None:
         """Flush and close the journal."""

@@ -115,11 +115,13 @@ class SelectionBias:
         if not self._groups:
             return {}
         share = len(lost) / len(self._groups)
+        kept, gone = _successes(trained, lost)
+        judged_share = len(gone) / max(len(kept) + len(gone), 1)
         values = {
             "selection/lost_fraction": share,
             "selection/generated_length_mean_tokens": _mean([group.length for group in self._groups]),
             "selection/length_distance": share * ks_distance(*_lengths(trained, lost)),
-            "selection/success_distance": share * ks_distance(*_successes(trained, lost)),
+            "selection/success_distance": judged_share * ks_distance(kept, gone),
             "selection/kind_share_min": min(self._ratios().values(), default=1.0),
             "selection/alarm": float(bool(self.findings())),
         }

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from actors.judge import Judge
+from engine.metrics import DOCUMENTED
 from engine.records.prompt import Prompt
 from engine.records.trajectory import FinishReason, Outcome, Segment, Trajectory
 from engine.records.version import PolicyVersion
@@ -29,6 +30,8 @@ def test_verdicts_come_by_trajectory(judge, checked):
     items = [(prompt, answered(checked, 7, "2")), (prompt, answered(checked, 9, "3"))]
     report = judge.judge(items)
     verdicts = report.verdicts
+    assert (report.metrics["judge/judged"], report.metrics["judge/correct"]) == (2.0, 1.0)
+    assert set(report.metrics) <= set(DOCUMENTED)
     assert [(one.kind, one.amounts) for one in report.spans] == [("judge", {"items": 2})]
     assert {key: (v.correct, v.outcome) for key, v in verdicts.items()} == {
         7: (True, Outcome.ok), 9: (False, Outcome.ok),

@@ -44,6 +44,7 @@ def test_an_update_commits_publishes_and_writes_down_its_groups(learner, tmp_pat
     assert report.carried_tokens + sum(report.masked_tokens.values()) == 20
     assert report.carried_tokens > 0
     assert report.metrics["publish/seconds"] >= 0
+    assert report.metrics["learn/optimiser_steps"] == 1
     assert learner.digest() != before
     assert [g.group_id for g in read_rollouts(tmp_path / "update-000000.msgpack")] == [0, 1]
     assert learner.metrics()["learn/optimiser_steps"] == 1

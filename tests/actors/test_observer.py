@@ -93,7 +93,8 @@ def test_an_update_writes_one_line_of_metrics_and_verdicts_are_samples(watch):
     observer.judged([
         (prompt, trajectory, ["2"], Verdict(1.0, True, "right", "math")),
         (prompt, trajectory, ["?", "!"], Verdict.failed("math", "worker died")),
-    ])
+    ], {"judge/judged": 2.0, "judge/seconds_mean": float("nan")})
+    observer.checkpointed("update-000000", 0.5)
     observer.updated(update(1, {0: 1, 2: 1}), 2, {"replay/tokens": 7.0})
     observer.close()
     (line,) = [json.loads(text) for text in folder.metrics_file.read_text().splitlines()]
@@ -103,9 +104,19 @@ def test_an_update_writes_one_line_of_metrics_and_verdicts_are_samples(watch):
     assert values["schedule/staleness_mean_versions"] == 1.0
     assert values["ledger/masked_stale_tokens"] == 2
     assert values["replay/tokens"] == 7.0
+    assert (values["judge/judged"], values["checkpoint/seconds"], values["supervise/restarts"]) == (2.0, 0.5, 0)
+    assert "judge/seconds_mean" not in values, "the mean of nothing is none"
     rows = [json.loads(text) for text in folder.samples_file.read_text().splitlines()]
     assert [(row["trajectory"], row["text"], row["outcome"]) for row in rows] == [(3, "2", "ok"), (3, "?!", "failed")]
     assert rows[1]["pieces"] == ["?", "!"]
+
+
+def test_between_two_updates_the_learner_waits(watch):
+    observer = watch[0]()
+    observer.updated(update(1, {0: 1}, busy=(3.0, 6.0)), 4, {})
+    assert "schedule/learner_wait_seconds" not in observer.latest
+    observer.updated(update(2, {0: 1}, busy=(6.5, 9.0)), 4, {})
+    assert observer.latest["schedule/learner_wait_seconds"] == 0.5
 
 
 def test_totals_go_on_after_a_resume_and_later_metrics_are_forgotten(watch):

@@ -1,6 +1,7 @@
 """A whole run in this process: what it leaves on disk, and what ends it."""
 
 import json
+import re
 import signal
 
 import pytest
@@ -11,6 +12,7 @@ from actors import run as room
 from actors.launch import compose
 from actors.run import StopSignal, dry_run, run
 from engine.errors import ActorError, RunFolderError
+from engine.metrics import DOCUMENTED
 from engine.run_folder import RunFolder
 
 SMALL = (
@@ -43,6 +45,21 @@ def test_a_run_leaves_everything_in_its_folder(done):
     assert None not in (summary["accuracy_before"], summary["accuracy_after"])
 
 
+NOT_EVERY_RUN = {
+    r"heldout/.*_at_k": "evaluation.k",
+    r"learn/(fixed_kl|entropy|ratio|clip_fraction|importance_.*|drift_.*|behaviour_kl)": "a loss that has it",
+    r"learn/rank_.*": "several learners",
+    r"hybrid/.*": "a shared device",
+    r"ledger/.*": "a reason that came up",
+}
+
+
+def test_every_metric_of_the_table_is_written(done):
+    written = set().union(*map(json.loads, (done[3] / "metrics.jsonl").read_text().splitlines()))
+    missing = {name for name in DOCUMENTED if not any(re.fullmatch(rule, name) for rule in NOT_EVERY_RUN)} - written
+    assert missing == set()
+
+
 def test_the_model_loads_as_any_other(done):
     folder = done[3] / "model"
     network, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
@@ -64,6 +81,22 @@ def test_a_complete_run_is_not_made_again_and_its_folder_is_not_taken(done, monk
     resumed, text = compose([*SMALL, f"run.dir={folder}", "run.exists=resume"])
     monkeypatch.setattr(room, "_live", None)
     assert run(resumed, text) == json.loads(json.dumps(summary))
+
+
+def test_the_summary_of_a_stopped_life_does_not_outlive_it(done, monkeypatch, tmp_path):
+    folder = tmp_path / "run"
+    config, text = compose([*SMALL, f"run.dir={folder}", "run.exists=resume"])
+    RunFolder.open(config.run).close()
+    (folder / "config.yaml").write_text(text)
+    (folder / "summary.json").write_text(json.dumps(done[0] | {"updates": 1}))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(room, "_live", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(config, text)
+    assert not (folder / "summary.json").exists()
 
 
 @pytest.mark.parametrize(("actor", "lives"), [("learner", 2), ("judge#1", 1)])

@@ -62,6 +62,8 @@ def test_groups_pass_from_replay_to_the_learner_without_the_driver(driver, train
     asked.answer((report(True), MANIFEST))
     assert training.manifest is MANIFEST
     assert training.members == {}
+    told = driver.observer.updated.call_args.args[2]
+    assert told["schedule/outstanding_groups"] == 0.0
     counts = driver.ledger.counts()
     assert counts["trajectories"]["trained"] == 2
     assert (counts["tokens"]["carried_loss"], counts["tokens"]["masked"]) == (8, {"stale": 2})

@@ -25,10 +25,10 @@ def test_meters_reduce_by_kind_and_start_anew():
 
 def test_a_mean_is_weighted_and_weight_zero_says_nothing():
     meters = Meters()
-    meters.mean("learn/entropy_mean_nats", 1.0, weight=1)
-    meters.mean("learn/entropy_mean_nats", 5.0, weight=3)
+    meters.mean("learn/entropy", 1.0, weight=1)
+    meters.mean("learn/entropy", 5.0, weight=3)
     meters.mean("learn/loss", 7.0, weight=0)
-    assert meters.reduce() == {"learn/entropy_mean_nats": 4.0}
+    assert meters.reduce() == {"learn/entropy": 4.0}
     with pytest.raises(ValueError, match="negative"):
         meters.mean("learn/loss", 1.0, weight=-1)
 

@@ -57,6 +57,15 @@ def test_stalls_are_read_back_with_what_they_held_up(looked_at):
     assert found.count("warning: generator-0#2 has not answered; it held 2 trajectories of groups 3, 5") == 5
 
 
+def test_a_torn_stall_is_left_out(looked_at):
+    folder = looked_at()
+    (folder / "stalls").mkdir()
+    (folder / "stalls" / "000-x.json").write_text(json.dumps(STALL)[:40])
+    (folder / "stalls" / "001-x.json").write_text(json.dumps(STALL))
+    assert "000-x.json is torn and is left out" in text(folder)
+    assert text(folder).count("generator-0#2 has not answered; it held") == 1
+
+
 def test_a_run_that_is_starting_says_so(looked_at):
     folder = looked_at()
     status = json.loads((folder / "status.json").read_text())

@@ -57,7 +57,8 @@ def outcome_of(ablation: AblationConfig, cells: Sequence[Cell], stories: Mapping
 
 
 def _cell(ablation: AblationConfig, cell: Cell, story: RunStory | str, ended: Ended | None) -> dict[str, Any]:
-    told: dict[str, Any] = {"arm": cell.arm.name, "seed": cell.seed, "complete": cell.summary is not None,
+    whole = cell.summary is not None and not isinstance(story, str)
+    told: dict[str, Any] = {"arm": cell.arm.name, "seed": cell.seed, "complete": whole,
                             "measures": {}, "missing": [], "failed": ended.failed if ended else "", "last_words": ""}
     if isinstance(story, str):
         told["missing"] = [story]

@@ -33,12 +33,14 @@ def line_plot(lines: Sequence[Line], x_label: str, y_label: str, *, floor: float
         lines: what is not finite is left out of them.
         x_label: under the axis, with its unit.
         y_label: what a reader is told who does not see it.
-        floor: least y; None: that of the data.
+        floor: least y, unless a point lies below; None: that of the data.
         ceiling: largest y; None: that of the data.
         mark: a y to draw a dashed line at.
     """
     xs = [x for line in lines for x, _ in line.points]
     ys = [y for line in lines for _, y in line.points]
+    if floor is not None:
+        floor = min([floor, *filter(math.isfinite, ys)])
     ys += [edge for line in lines for _, low, high in line.band for edge in (low, high)]
     if not ys:
         return drawing(WIDTH, 60, y_label, text("nothing was recorded", WIDTH / 2, 34, text_anchor="middle"))

@@ -24,7 +24,8 @@ def read_lines(file: Path) -> list[dict[str, Any]]:
         return []
     text = file.read_text(encoding="utf-8", errors="replace")
     rows = []
-    for number, line in enumerate(text[: text.rfind("\n") + 1].splitlines(), 1):
+    # Only "\n" ends a line: texts hold U+2028 and the like as they are.
+    for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError as error:

@@ -89,8 +89,9 @@ def _books(journal: Path, missing: list[str]) -> dict[str, Any]:
     if not books.issued:
         missing.append("The ledger is empty.")
     waiting = sum(books.open.values())
-    tokens = {"generated": books.carried + sum(books.masked.values()) + waiting, "carried_loss": books.carried,
-              "masked": dict(books.masked), "dropped": {}, "buffered": waiting, "in_transit": 0}
+    generated = books.carried + books.masked.total() + books.dropped_tokens.total() + waiting
+    tokens = {"generated": generated, "carried_loss": books.carried, "masked": dict(books.masked),
+              "dropped": dict(books.dropped_tokens), "buffered": waiting, "in_transit": 0}
     trajectories = {"issued": len(books.issued), "trained": len(books.trained), "dropped": dict(Counter(books.dropped)),
                     "buffered": len(books.open), "in_flight": 0}
     return {"trajectories": trajectories, "tokens": tokens}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +29,14 @@ def work_lanes(story: RunStory) -> tuple[list[Lane], str]:
 
 def trace_lanes(file: Path) -> list[Lane]:
     """Slices of a trace by lane, in seconds since training began; what came before is left out."""
+    return _lanes(read_trace(file))
+
+
+def _lanes(events: Iterable[Mapping[str, Any]]) -> list[Lane]:
     names: dict[Any, str] = {}
     slices: dict[Any, list[tuple[float, float, str]]] = defaultdict(list)
     zero: float | None = None
-    for event in read_trace(file):
+    for event in events:
         if event["ph"] == "X":
             slices[event["tid"]].append((event["ts"], event["ts"] + event["dur"], event["name"]))
         elif event["ph"] == "M" and event["name"] == "thread_name":
@@ -70,14 +74,16 @@ def decode_steps(story: RunStory) -> int:
 def idle_shares(story: RunStory) -> dict[str, float]:
     """Actor -> share of the training time (0..1) in which it did not work.
 
-    Incarnations of one actor (``generator-0#1``, ``#2``) count as one. Without a trace, only what the summary says
-    of calls under way is known.
+    Incarnations of one actor (``generator-0#1``, ``#2``) count as one. Without a trace, and for a run taken up
+    again, whose trace holds the pause as well, only what the summary says of calls under way is known.
     """
     seconds, busy = story.seconds, defaultdict[str, float](float)
     if seconds <= 0:
         return {}
-    if (story.path / "trace.json").exists():
-        for name, stretches in trace_lanes(story.path / "trace.json"):
+    trace = story.path / "trace.json"
+    events = read_trace(trace) if trace.exists() else []
+    if events and sum(event["name"] == _BEGINS for event in events) <= 1:
+        for name, stretches in _lanes(events):
             busy[_actor(name)] += covered([s for s in stretches if not s.wait], seconds)
     else:
         told = (story.summary or {}).get("busy_seconds") or {"learner": story.curves.total(["learn/seconds"])}

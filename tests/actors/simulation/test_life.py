@@ -17,6 +17,7 @@ EVENTS = [
     event("i", 1, "training begins", 2.0),
     event("X", 2, "decode", 2.5, 0.5),
     event("i", 1, "version 1", 3.0, committed=True),
+    event("X", 3, "decode", 4.0, 0.5, tokens=10),
     event("i", 1, "training begins", 10.0),
     event("X", 2, "wait: the driver", 10.0, 0.5),
     event("X", 2, "decode", 10.5, 0.5, steps=2),
@@ -37,7 +38,7 @@ def test_only_the_newest_life_counts():
     assert [one.seconds for one in life.checkpoints] == [1.0]
     assert [one.start for one in life.commits] == [4.0], "what was not committed is no update"
     assert life.staleness == {0: 3, 2: 2}
-    assert [one.kind for one in life.first_look] == ["prefill"]
+    assert [one.kind for one in life.first_look] == ["prefill"], "not what an earlier life evaluated later"
 
 
 @pytest.mark.parametrize(("start", "stop", "seconds"), [

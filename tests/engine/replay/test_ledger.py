@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from engine.errors import LedgerError
+from engine.metrics import DOCUMENTED
 from engine.records.trajectory import DropReason, MaskReason
 from engine.replay.ledger import Ledger, read_journal
 
@@ -245,6 +246,14 @@ def test_the_loss_carrying_share() -> None:
     assert ledger.metrics() == {"learn/loss_carrying_fraction": 1.0}
     ledger.consume([1], 1, {"stale": 4})
     assert ledger.metrics() == {"learn/loss_carrying_fraction": 0.2}
+
+
+def test_what_was_dropped_is_counted_by_reason() -> None:
+    ledger = delivered(5)
+    ledger.drop([1], DropReason.no_spread)
+    told = ledger.metrics()
+    assert (told["ledger/dropped_no_spread_trajectories"], told["ledger/dropped_no_spread_tokens"]) == (1.0, 5.0)
+    assert set(told) <= set(DOCUMENTED)
 
 
 def story(path: Path) -> Ledger:

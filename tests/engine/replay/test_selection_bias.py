@@ -94,6 +94,13 @@ def test_losing_what_is_answered_wrong_raises_the_alarm():
     assert "success rates" in text
 
 
+def test_groups_that_nobody_judged_say_nothing_of_success():
+    made = meter([LeftGroup(50.0, float(i % 2), ("math",)) for i in range(20)])
+    for success in [0.0] * 5 + [None] * 75:
+        made.left(LeftGroup(50.0, success, ("math",), 0, "given_up"))
+    assert made.metrics()["selection/success_distance"] == pytest.approx(0.5 * 5 / 25)
+
+
 def test_a_bias_too_small_to_matter_is_not_an_alarm():
     groups = [LeftGroup(float(i % 50), None, ("math",)) for i in range(1000)]
     groups[500:500] = [LeftGroup(500.0, None, ("math",), 0, "given_up") for _ in range(10)]

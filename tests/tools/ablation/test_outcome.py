@@ -57,6 +57,14 @@ def test_a_run_that_never_began_leaves_its_last_words(matrix):
     assert "no run folder" in " ".join(outcome["notes"])
 
 
+def test_a_complete_run_with_a_damaged_file_is_part_of_no_mean(matrix):
+    config, cells = matrix()
+    (cells[2].folder / "metrics.jsonl").write_text("{\n{}\n")
+    outcome, _ = told(config, cells)
+    assert "damaged in line 1" in " ".join(outcome["notes"])
+    assert [cell["complete"] for cell in outcome["cells"]].count(False) == 1
+
+
 @pytest.mark.parametrize(("change", "said"), [
     ({"git_commit": "other"}, "different code: commits c0ffee, other"),
     ({"accuracy_before": 0.3}, "different accuracies"),

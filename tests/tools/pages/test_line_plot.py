@@ -22,5 +22,12 @@ def test_a_line_with_its_band_lies_inside_the_drawing(texts):
     assert "samples" in texts(drawn)
 
 
+def test_a_point_below_the_floor_is_drawn_inside_and_a_band_below_it_is_cut():
+    drawn = line_plot([Line("a", [(0, -0.5), (1, 1.0)])], "samples", "Reward", floor=0.0)
+    assert max(y for _, y in places(drawn, "line s0")) <= HEIGHT - 40
+    drawn = line_plot([Line("a", [(0, 0.5), (1, 1.0)], [(0, -9.0, 1.0), (1, -9.0, 1.0)])], "x", "y", floor=0.0)
+    assert places(drawn, "line s0")[0][1] < HEIGHT - 80, "a wide interval does not press the line together"
+
+
 def test_nothing_recorded_is_said(texts):
     assert texts(line_plot([Line("a", [])], "samples", "Reward"))[-1] == "nothing was recorded"

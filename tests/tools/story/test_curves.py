@@ -1,3 +1,5 @@
+import json
+
 import pytest
 
 from engine.errors import RunFolderError
@@ -19,6 +21,12 @@ def test_a_torn_last_line_is_left_out_and_a_damaged_one_named(tmp_path):
     file.write_text('{"update": 1}\n{"upd\n{"update": 3}\n')
     with pytest.raises(RunFolderError, match="line 2"):
         read_lines(file)
+
+
+def test_only_a_newline_ends_a_line(tmp_path):
+    file, rows = tmp_path / "samples.jsonl", [{"text": "a\u2028b\u2029c\x85d"}, {"text": "e"}]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
+    assert read_lines(file) == rows
 
 
 def test_training_time_begins_with_the_first_update():

@@ -3,6 +3,8 @@ import json
 import pytest
 
 from engine.errors import RunFolderError
+from engine.records.trajectory import DropReason
+from engine.replay.ledger import Ledger
 from tests.tools.run_folders import write_run
 from tools.story.folder import RunStory
 
@@ -26,6 +28,20 @@ def test_a_run_cut_off_tells_what_there_is_and_what_is_missing(tmp_path):
         "in_transit": 0}
     assert story.ledger["trajectories"]["buffered"] == 1
     assert story.seconds == 2.0
+
+
+def test_dropped_tokens_of_a_run_cut_off_are_counted(tmp_path):
+    folder = write_run(tmp_path / "run", whole=False)
+    ledger = Ledger(folder / "ledger.msgpack")
+    ledger._open = {10_000: ["", 0]}
+    ledger.deliver(10_000, 7, finished=True)
+    ledger.drop([10_000], DropReason.no_spread)
+    ledger.report("generator-0#1", 0, 3)
+    ledger.lose("generator-0#1")
+    ledger.close()
+    tokens = RunStory.read(folder).ledger["tokens"]
+    assert tokens["dropped"] == {"no_spread": 7, "generator_lost": 3}
+    assert (tokens["generated"], tokens["buffered"]) == (330, 0)
 
 
 def test_a_run_that_died_at_once_is_a_story_too(tmp_path):

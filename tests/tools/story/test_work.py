@@ -42,6 +42,13 @@ def test_idle_is_what_no_work_covers(tmp_path):
     assert decode_steps(story) == 7
 
 
+def test_a_trace_with_a_pause_in_it_tells_nothing_of_idleness(tmp_path):
+    folder = write_run(tmp_path / "run")
+    again = {"ph": "i", "s": "g", "name": "training begins", "pid": 1, "tid": 1, "ts": 60_000_000}
+    write_trace(folder, f",\n{json.dumps(again)}\n]\n")
+    assert idle_shares(RunStory.read(folder)) == {"generator-0": 0.25, "learner": 0.5}, "the summary knows both lives"
+
+
 def test_without_a_trace_the_learner_alone_is_known_by_time(tmp_path):
     story = RunStory.read(write_run(tmp_path / "run", whole=False))
     ((name, stretches),), origin = work_lanes(story)
