@@ -153,17 +153,25 @@ def test_a_member_that_hangs_costs_the_round_and_the_others_begin_anew(scene):
 def test_who_fails_by_itself_in_a_round_that_fails_has_one_more_and_the_next_version_at_once(scene):
     live = scene(gather_s=1.0)
     reception, dying, failing = live.sender._rounds._reception, [], []
+    amid = threading.Event()
+
+    def wait_until(true):
+        for _ in range(5000):
+            if true():
+                return
+            threading.Event().wait(0.002)
 
     def amid_leaving(bucket, index):
         if dying:
+            amid.wait(10.0)
             leaving.close()
             raise RuntimeError("dying")
 
     def amid_staying(bucket, index):
         if failing:
             failing.clear()
-            while len(reception.members) > 1:  # the sender gives the round up before it hears of this failure
-                threading.Event().wait(0.002)
+            amid.set()
+            wait_until(lambda: len(reception.members) == 1)  # so the sender gave the round up before it hears of this
             raise RuntimeError("out of memory")
 
     leaving, staying = live.receiver(amid_leaving), live.receiver(amid_staying)
@@ -177,6 +185,14 @@ def test_who_fails_by_itself_in_a_round_that_fails_has_one_more_and_the_next_ver
         serve(publication, askers)
 
     live.sender._rounds._round = counted
+    said = staying._attendance.say
+
+    def say(**message):
+        said(**message)
+        if "broken" in message:
+            wait_until(lambda: len(served) == 2)  # and serves it anew before it hears that the round was given up
+
+    staying._attendance.say = say
     dying.append(True)
     failing.append(True)
     assert live.take(live.publish(V2), leaving, staying)[1] == V2
