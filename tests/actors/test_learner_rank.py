@@ -1,5 +1,8 @@
 """A rank that cannot meet or loses the others dies as the learner, by name."""
 
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -41,7 +44,9 @@ def test_one_of_several_has_no_core_before_it_joined(several, policy):
 
 
 def test_in_a_cluster_the_ranks_meet_where_ray_knows_the_node(several, policy, monkeypatch):
-    monkeypatch.setattr("ray.util.get_node_ip_address", lambda: "127.0.0.3")
+    # A stand-in: the real one reads its token settings once, when it is imported, and later tests need them.
+    known = SimpleNamespace(util=SimpleNamespace(get_node_ip_address=lambda: "127.0.0.3"))
+    monkeypatch.setitem(sys.modules, "ray", known)
     first = LearnerRank(changed(several, {"cluster.address": "auto"}), policy, 0)
     assert first.meet().startswith("127.0.0.3:")
 
