@@ -28,6 +28,7 @@ from engine.weights.communicator import Communicator, Communicators
 from engine.weights.layout import (
     StagedWeights,
     check_manifest,
+    make_room,
     plan_entries,
     staged_tensors,
     total_bytes,
@@ -38,7 +39,6 @@ from engine.weights.rendezvous import Attendance, Message
 from engine.weights.rounds import Publication, Rounds
 from engine.weights.word_digest import hexadecimal, verify_words, word_digest
 
-_KEPT_VERSIONS = 2
 _FAILURES = (WeightChannelError, RuntimeError, OSError)
 
 
@@ -75,12 +75,7 @@ class BroadcastSender:
         Raises:
             WeightChannelError: the version stands already, or the sender has ended.
         """
-        if self._closed:
-            raise WeightChannelError(f"version {version}: the sender is closed; open a new one")
-        if version in self._kept:
-            raise WeightChannelError(f"version {version} stands already: a stamp names one set of weights")
-        while len(self._kept) >= _KEPT_VERSIONS:
-            self.retire(next(iter(self._kept)))
+        make_room(version, self._kept, self._closed, self.retire)
         entries = plan_entries(tensors, self._dtype)
         ranges = bucket_ranges(total_bytes(entries), self._config.bucket_mib)
         memory = self._memory([size for _, size in ranges])

@@ -31,6 +31,7 @@ from engine.weights.cuda_driver import DeviceMemory
 from engine.weights.layout import (
     StagedWeights,
     check_manifest,
+    make_room,
     plan_entries,
     staged_tensors,
     total_bytes,
@@ -40,7 +41,6 @@ from engine.weights.packing import Packer, bucket_ranges
 from engine.weights.word_digest import hexadecimal, verify_words, word_digest
 
 CHANNEL = "cuda_ipc"
-_KEPT_VERSIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,7 @@ class CudaIpcSender:
         Raises:
             WeightChannelError: the version stands already, or the device has too little memory.
         """
-        if self._closed:
-            raise WeightChannelError(f"version {version}: the sender is closed; open a new one")
-        if version in self._pieces:
-            raise WeightChannelError(f"version {version} stands already: a stamp names one set of weights")
-        while len(self._pieces) >= _KEPT_VERSIONS:
-            self.retire(next(iter(self._pieces)))
+        make_room(version, self._pieces, self._closed, self.retire)
         entries = plan_entries(tensors, self._dtype)
         size = total_bytes(entries)
         ranges = bucket_ranges(size, self._bucket_mib)

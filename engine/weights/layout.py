@@ -21,6 +21,7 @@ from engine.parallel import overwrite, share
 from engine.records.manifest import Bucket, Manifest, TensorEntry
 from engine.records.version import PolicyVersion
 
+KEPT_VERSIONS = 2  # that a sender holds at once: the one being fetched, and the one that follows it
 ALIGNMENT = 64
 """Bytes; a cache line, and enough for every vector load."""
 
@@ -70,6 +71,20 @@ def _tied(tensors: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
         key = (place, t.device, t.dtype, t.shape, t.stride()) if t.numel() else (name,)
         groups.setdefault(key, []).append(name)
     return [tuple(names) for names in groups.values()]
+
+
+def make_room(version: PolicyVersion, standing: Mapping[PolicyVersion, object], closed: bool,
+              retire: Callable[[PolicyVersion], None]) -> None:
+    """Before a sender publishes: the oldest of what stands is retired until one more fits.
+
+    Raises WeightChannelError where the sender is closed, or the version stands already.
+    """
+    if closed:
+        raise WeightChannelError(f"version {version}: the sender is closed; open a new one")
+    if version in standing:
+        raise WeightChannelError(f"version {version} stands already: a stamp names one set of weights")
+    while len(standing) >= KEPT_VERSIONS:
+        retire(next(iter(standing)))
 
 
 def _aligned(offset: int) -> int:

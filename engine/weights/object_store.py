@@ -28,6 +28,7 @@ from engine.records.version import PolicyVersion
 from engine.weights.layout import (
     StagedWeights,
     check_manifest,
+    make_room,
     plan_entries,
     range_digests,
     staged_tensors,
@@ -38,7 +39,6 @@ from engine.weights.packing import Packer, bucket_ranges
 from engine.weights.staging import StagingPool
 
 CHANNEL = "object_store"
-_KEPT_VERSIONS = 2
 
 Bytes = NDArray[np.uint8]
 
@@ -95,12 +95,7 @@ class ObjectStoreSender:
         Raises:
             WeightChannelError: the store is full, or the version stands already.
         """
-        if self._closed:
-            raise WeightChannelError(f"version {version}: the sender is closed; open a new one")
-        if version in self._shelves:
-            raise WeightChannelError(f"version {version} stands already: a stamp names one set of weights")
-        while len(self._shelves) >= _KEPT_VERSIONS:
-            self.retire(next(iter(self._shelves)))
+        make_room(version, self._shelves, self._closed, self.retire)
         entries = plan_entries(tensors, self._dtype)
         ranges = bucket_ranges(total_bytes(entries), self._bucket_mib)
         self._published += 1

@@ -30,6 +30,7 @@ from engine.weights.channel_folder import folder_of_run, held_for_reading, own_f
 from engine.weights.layout import (
     StagedWeights,
     check_manifest,
+    make_room,
     plan_entries,
     range_digests,
     staged_tensors,
@@ -40,7 +41,6 @@ from engine.weights.layout import (
 from engine.weights.staging import StagingPool
 
 CHANNEL = "shared_memory"
-_KEPT_VERSIONS = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,12 +83,7 @@ class SharedMemorySender:
         Raises:
             WeightChannelError: there is too little room, or the version stands already.
         """
-        if self._closed:
-            raise WeightChannelError(f"version {version}: the sender is closed; open a new one")
-        if version in self._files:
-            raise WeightChannelError(f"version {version} stands already: a stamp names one set of weights")
-        while len(self._files) >= _KEPT_VERSIONS:
-            self.retire(next(iter(self._files)))
+        make_room(version, self._files, self._closed, self.retire)
         entries = plan_entries(tensors, self._dtype)
         size = total_bytes(entries)
         path = self._folder / f"v{version}.weights"
