@@ -14,6 +14,9 @@ struct Sums {
   float maximum, sum, weighted;
 };
 
+// Far below where exp is 0; finite, so that 0 times it is 0 for a logit of minus infinity. NaN stays.
+__device__ inline float bounded(float below) { return below < -1e4f ? -1e4f : below; }
+
 __device__ inline void raise_to(Sums& sums, float maximum) {
   float shift = sums.maximum - maximum, keep = __expf(shift);
   sums.weighted = fmaf(sums.sum, shift, sums.weighted) * keep;
@@ -37,13 +40,13 @@ __global__ void __launch_bounds__(kThreads)
     load_some<whole>(logits + at, left, 0.0f, values);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) {
-      values[i] = i < left ? __fmul_rn(values[i], scale) : kLowest;
+      values[i] = i < left ? __fmul_rn(values[i], scale) : -INFINITY;
       most = fmaxf(most, values[i]);
     }
     if (most > sums.maximum) raise_to(sums, most);
 #pragma unroll
     for (int i = 0; i < kChunk; ++i) {
-      float below = values[i] - sums.maximum, e = __expf(below);
+      float below = bounded(values[i] - sums.maximum), e = __expf(below);
       sums.sum += e;
       sums.weighted = fmaf(e, below, sums.weighted);
     }
@@ -83,7 +86,7 @@ __global__ void __launch_bounds__(kGradientThreads)
     float values[kChunk];
     load_some<whole>(logits + at, left, 0.0f, values);
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) values[i] = slope_at(slope, values[i]);
+    for (int i = 0; i < kChunk; ++i) values[i] = slope_at(slope, values[i] == -INFINITY ? kLowest : values[i]);
     T* to = out + row * args.vocabulary;
     store_some<whole>(to + at, left, values);
     if (target >= at && target < at + min(left, int64_t(kChunk)))

@@ -13,36 +13,31 @@ slot again. A swap that finds another one pending replaces it. Only ``keep_cache
 
 from __future__ import annotations
 
-from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from engine.config.rollout import RepetitionConfig
 from engine.config.schedule import InFlight
-from engine.errors import ConfigError
 from engine.generate.cache import ParkedSlots, SlotTable
 from engine.generate.partial import OpenTrajectory
 from engine.generate.passes import Passes
 from engine.generate.repetition import RepetitionWatch
 from engine.generate.sampler import Abilities, StagedWeights
+from engine.generate.slotted import Slotted
 from engine.generate.stop import StopRule
 from engine.models.decoder import Decoder
 from engine.ops.sample import random_key
 from engine.records.trajectory import FinishReason
-from engine.records.version import PolicyVersion
-from engine.records.work import Delivery, Request
+from engine.records.work import Delivery
 
 _PATIENCE = 8
 """A prefill pass costs the same however few rows it needs, so small ones wait: for an eighth of the slots
 to need one, but at most this many steps."""
 
-_NO_WEIGHTS = PolicyVersion(0, -1)
 
-
-class NativeSampler:
+class NativeSampler(Slotted[int, OpenTrajectory]):
     """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
 
     abilities = Abilities(counter_streams=True, equal_bits=True)
@@ -63,6 +58,7 @@ class NativeSampler:
             park: a cut trajectory's keys wait in its slot; it goes on over them if they are still there.
             asleep: allocate no cache before :meth:`wake`; the decoder is bare then.
         """
+        super().__init__(slots, context_tokens)
         self._decoder = decoder
         self._seed = seed
         self._table = SlotTable(slots, context_tokens)
@@ -70,16 +66,10 @@ class NativeSampler:
         self._parked = ParkedSlots(self._table, park)
         self._stop = StopRule(stop_ids, decoder.config.vocab_size)
         self._watch = RepetitionWatch(repetition, slots) if repetition.enabled else None
-        self._open: dict[int, OpenTrajectory] = {}
-        self._waiting: deque[Request] = deque()
-        self._pending: StagedWeights | None = None
         self._keys = np.zeros(slots, np.int64)
         self._temperature = np.zeros(slots, np.float32)
         self._limit = np.zeros(slots, np.int64)
         self._cut_length = np.zeros(slots, np.int64)
-        self._counts: Counter[str] = Counter()
-        self.version = _NO_WEIGHTS
-        self.digest = ""
         if not asleep:
             self._passes.open()
 
@@ -87,11 +77,9 @@ class NativeSampler:
 
     def sleep(self) -> None:
         """Free cache and weights, parked keys too; every slot must be empty."""
-        assert self.idle, "whoever sleeps holds no work"
-        assert self._pending is None, "weights wait for slots to empty"
+        self._serves_nothing()
         self._parked.clear()
         self._passes.sleep()
-        self.version, self.digest = _NO_WEIGHTS, ""
 
     def wake(self) -> None:
         """Allocate cache and weights again; the next :meth:`swap` fills these."""
@@ -99,23 +87,8 @@ class NativeSampler:
 
     # ---- trajectories --------------------------------------------------------------------------
 
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests, all or none.
-
-        Raises:
-            ConfigError: prompt and response budget do not fit a slot.
-        """
-        for request in requests:
-            assert len(request.prompt_tokens), f"trajectory {request.trajectory_id} has no prompt"
-            assert len(request.generated) < request.max_response_tokens, "a finished response was sent"
-            need = len(request.prompt_tokens) + request.max_response_tokens
-            if need > self._table.capacity:
-                raise ConfigError("generator.context_tokens", self._table.capacity,
-                                  f"trajectory {request.trajectory_id} may need {need} tokens")
-        self._waiting.extend(requests)
-
     def _admit(self) -> None:
-        if self._pending is not None or self.version == _NO_WEIGHTS:
+        if not self._admits():
             return
         for _ in self._table.free()[: len(self._waiting)]:
             request = self._waiting.popleft()
@@ -142,8 +115,7 @@ class NativeSampler:
     def cut_all(self) -> list[Delivery]:
         """Cut every slot, and hand back waiting requests as deliveries without segments."""
         deliveries = [self._leave(slot, None) for slot in sorted(self._open)]
-        deliveries += [Delivery(r.trajectory_id, r.attempt, (), None) for r in self._waiting]
-        self._waiting.clear()
+        deliveries += self._hand_back()
         self._apply_pending()
         return deliveries
 
@@ -171,8 +143,7 @@ class NativeSampler:
         self._decoder.load(staged.tensors)
         if not kept:
             self._parked.clear()
-        self.version, self.digest = staged.version, staged.digest
-        self._counts["swaps"] += 1
+        self._serves(staged)
 
     def _apply_pending(self) -> None:
         if self._pending is not None and not self._open:
@@ -197,9 +168,7 @@ class NativeSampler:
         table.length[ready] += 1
         self._counts["sampled_tokens"] += len(ready)
         self._counts["decode_steps"] += 1
-        if self._waiting and self._pending is None:
-            self._counts["contended_steps"] += 1
-            self._counts["contended_tokens"] += len(ready)
+        self._count_contention(len(ready))
         deliveries = self._settle(ready, tokens)
         self._apply_pending()
         return deliveries
@@ -247,45 +216,6 @@ class NativeSampler:
             self._table.filled[slot] += count
             for cause, keys in self._open[slot].prefill_causes(first, count).items():
                 self._counts[f"prefilled_{cause}_tokens"] += keys
-
-    @property
-    def idle(self) -> bool:
-        """Nothing decodes and nothing waits."""
-        return not self._open and not self._waiting
-
-    @property
-    def swap_pending(self) -> bool:
-        """Newer weights wait for the slots to empty."""
-        return self._pending is not None
-
-    @property
-    def open_requests(self) -> int:
-        """Requests in a slot or waiting for one."""
-        return len(self._open) + len(self._waiting)
-
-    @property
-    def tokens_in_slots(self) -> int:
-        """Sampled tokens that are not delivered yet."""
-        return self._counts["sampled_tokens"] - self._counts["delivered_tokens"]
-
-    def metrics(self) -> dict[str, float]:
-        """Cumulative counters since this sampler was made; tokens prefilled are listed by cause.
-
-        ``occupancy_fraction`` is the share of slots that sampled a token, over the steps at which requests
-        waited and admission was open.
-        """
-        counts = {name: float(value) for name, value in self._counts.items()}
-        room = self._counts["contended_steps"] * self._table.slots
-        counts["occupancy_fraction"] = self._counts["contended_tokens"] / room if room else 1.0
-        return counts
-
-    def state_dict(self) -> dict[str, Any]:
-        """Counters only: slots are cut before a checkpoint."""
-        return {"counts": dict(self._counts)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self._counts = Counter(state["counts"])
 
     def close(self) -> None:
         """Drop all slots and the cache."""

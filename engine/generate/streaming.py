@@ -11,28 +11,22 @@ The version of a token is what the engine said when it made it; swaps tell only 
 
 from __future__ import annotations
 
-from collections import Counter, deque
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
 from engine.config.rollout import RepetitionConfig
 from engine.config.schedule import InFlight
-from engine.errors import ConfigError
 from engine.generate.repetition import RepetitionWatch
 from engine.generate.sampler import Abilities, StagedWeights
+from engine.generate.slotted import Slotted
 from engine.generate.stop import StopRule
 from engine.generate.token_engine import Arrival, Ask, Stay, TokenEngine
 from engine.ops.sample import random_key
 from engine.records.trajectory import FinishReason
-from engine.records.version import PolicyVersion
 from engine.records.work import Delivery, Request
 
-_NO_WEIGHTS = PolicyVersion(0, -1)
-
-
-class StreamingSampler:
+class StreamingSampler(Slotted[str, Stay]):
     """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
 
     abilities = Abilities(counter_streams=False, equal_bits=False)
@@ -50,38 +44,16 @@ class StreamingSampler:
             repetition: when a response is looping.
             seed: of the run; part of every random seed.
         """
+        super().__init__(slots, context_tokens)
         self._engine = engine
-        self._slots = slots
-        self._context_tokens = context_tokens
         self._seed = seed
         self._stop = StopRule(stop_ids, vocabulary)
         self._watch = RepetitionWatch(repetition, slots) if repetition.enabled else None
-        self._open: dict[str, Stay] = {}
-        self._waiting: deque[Request] = deque()
-        self._pending: StagedWeights | None = None
         self._asleep = False
         self._asked = 0
-        self._counts: Counter[str] = Counter()
-        self.version = _NO_WEIGHTS
-        self.digest = ""
-
-    def submit(self, requests: Sequence[Request]) -> None:
-        """Queue requests, all or none.
-
-        Raises:
-            ConfigError: prompt and response budget do not fit the context.
-        """
-        for request in requests:
-            assert len(request.prompt_tokens), f"trajectory {request.trajectory_id} has no prompt"
-            assert len(request.generated) < request.max_response_tokens, "a finished response was sent"
-            need = len(request.prompt_tokens) + request.max_response_tokens
-            if need > self._context_tokens:
-                raise ConfigError("generator.context_tokens", self._context_tokens,
-                                  f"trajectory {request.trajectory_id} may need {need} tokens")
-        self._waiting.extend(requests)
 
     def _admit(self) -> None:
-        if self._pending is not None or self.version == _NO_WEIGHTS:
+        if not self._admits():
             return
         taken = {held.slot for held in self._open.values()}
         free = [slot for slot in range(self._slots) if slot not in taken]
@@ -114,9 +86,7 @@ class StreamingSampler:
         arrivals = self._engine.receive()
         if any(arrival.tokens for arrival in arrivals):
             self._counts["decode_steps"] += 1
-        if self._waiting and self._pending is None:
-            self._counts["contended_steps"] += 1
-            self._counts["contended_tokens"] += len({arrival.key for arrival in arrivals})
+        self._count_contention(len({arrival.key for arrival in arrivals}))
         deliveries = self._settle(arrivals)
         self._apply_pending()
         return deliveries
@@ -169,8 +139,7 @@ class StreamingSampler:
         """Cut every slot, and hand back waiting requests as deliveries without segments."""
         keys = sorted(self._open, key=lambda key: self._open[key].slot)
         deliveries = self._settle(self._engine.stop(keys)) if keys else []
-        deliveries += [Delivery(r.trajectory_id, r.attempt, (), None) for r in self._waiting]
-        self._waiting.clear()
+        deliveries += self._hand_back()
         self._apply_pending()
         return deliveries
 
@@ -190,8 +159,7 @@ class StreamingSampler:
     def _load(self, staged: StagedWeights, mode: InFlight) -> None:
         kept = mode is InFlight.keep_cache
         self._engine.serve(staged.tensors, str(staged.version), mode)
-        self.version, self.digest = staged.version, staged.digest
-        self._counts["swaps"] += 1
+        self._serves(staged)
         self._counts["swaps_while_decoding"] += bool(self._open)
         for held in self._open.values():
             held.swapped(staged.version, kept)
@@ -205,53 +173,16 @@ class StreamingSampler:
 
     def sleep(self) -> None:
         """Free cache and weights of the device, for others that compute there; every slot must be empty."""
-        assert self.idle, "whoever sleeps holds no work"
-        assert self._pending is None, "weights wait for slots to empty"
+        self._serves_nothing()
         if not self._asleep:
             self._engine.sleep()
         self._asleep = True
-        self.version, self.digest = _NO_WEIGHTS, ""
 
     def wake(self) -> None:
         """Take the memory again; nothing is sampled before weights are swapped in."""
         if self._asleep:
             self._engine.wake()
         self._asleep = False
-
-    @property
-    def idle(self) -> bool:
-        """Nothing decodes and nothing waits."""
-        return not self._open and not self._waiting
-
-    @property
-    def swap_pending(self) -> bool:
-        """Newer weights wait for the slots to empty."""
-        return self._pending is not None
-
-    @property
-    def open_requests(self) -> int:
-        """Requests in a slot or waiting for one."""
-        return len(self._open) + len(self._waiting)
-
-    @property
-    def tokens_in_slots(self) -> int:
-        """Sampled tokens that are not delivered yet."""
-        return self._counts["sampled_tokens"] - self._counts["delivered_tokens"]
-
-    def metrics(self) -> dict[str, float]:
-        """Cumulative counters, named as the native sampler's."""
-        counts = {name: float(value) for name, value in self._counts.items()}
-        room = self._counts["contended_steps"] * self._slots
-        counts["occupancy_fraction"] = self._counts["contended_tokens"] / room if room else 1.0
-        return counts
-
-    def state_dict(self) -> dict[str, Any]:
-        """Counters only: slots are cut before a checkpoint."""
-        return {"counts": dict(self._counts)}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """The inverse of :meth:`state_dict`."""
-        self._counts = Counter(state["counts"])
 
     def close(self) -> None:
         """Forget all requests and end the engine."""

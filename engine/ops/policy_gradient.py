@@ -20,6 +20,8 @@ from engine.ops.arguments import expect, expect_device
 from engine.ops.extension import register
 from engine.ops.segments import partition, segment_broadcast_reference, segment_sum_reference
 
+_REAL = (torch.float32, torch.float64)
+
 
 class PolicyGradient(NamedTuple):
     """The loss of a row, and what it is made of by segment."""
@@ -65,18 +67,36 @@ def policy_gradient(
     Raises:
         ValueError: an argument has the wrong shape, dtype, device, order or range.
     """
-    expect(logprob.dim() == 1, "logprob", "[T]", logprob)
-    expect(logprob.dtype in (torch.float32, torch.float64), "logprob", "float32 or float64", logprob)
+    if cu_seqlens is None or segment is not None or num_segments is not None or not (
+        tau >= 0 and length > 0 and _fit(logprob, cu_seqlens, coefficient, reference, weight)
+    ):
+        _expect(logprob, {"coefficient": coefficient, "reference": reference, "weight": weight}, tau, length)
+        cu_seqlens = partition(logprob, logprob.shape, segment, num_segments, cu_seqlens)
+    return PolicyGradient(*_Loss.apply(logprob, coefficient, reference, weight, cu_seqlens, tau, length))
+
+
+def _fit(logprob: Tensor, cu_seqlens: Tensor, *beside: Tensor | None) -> bool:
+    """Whether all is as it should be, by few looks: the kernel takes microseconds."""
     shape, dtype, device = logprob.shape, logprob.dtype, logprob.device
-    for name, given in (("coefficient", coefficient), ("reference", reference), ("weight", weight)):
-        if given is None or (given.shape == shape and given.dtype == dtype and given.device == device):
-            continue  # the kernel takes microseconds, so what fits is known quickly
-        expect(given.shape == shape and given.dtype == dtype, name, f"[{shape[0]}] of {dtype}", given)
-        expect_device(logprob, **{name: given})
+    if cu_seqlens.dtype != torch.int32 or cu_seqlens.device != device or cu_seqlens.dim() != 1 or len(shape) != 1:
+        return False
+    for given in beside:
+        if given is not None and (given.dtype != dtype or given.device != device or given.shape != shape):
+            return False
+    return dtype in _REAL and cu_seqlens.numel() > 0
+
+
+def _expect(logprob: Tensor, beside: dict[str, Tensor | None], tau: float, length: float) -> None:
+    """Name what does not fit."""
+    expect(logprob.dim() == 1, "logprob", "[T]", logprob)
+    expect(logprob.dtype in _REAL, "logprob", "float32 or float64", logprob)
+    tokens, dtype = logprob.shape[0], logprob.dtype
+    for name, given in beside.items():
+        if given is not None:
+            expect(given.shape == (tokens,) and given.dtype == dtype, name, f"[{tokens}] of {dtype}", given)
+            expect_device(logprob, **{name: given})
     expect(tau >= 0, "tau", "at least 0", tau)
     expect(length > 0, "length", "above 0", length)
-    starts = partition(logprob, logprob.shape, segment, num_segments, cu_seqlens)
-    return PolicyGradient(*_Loss.apply(logprob, coefficient, reference, weight, starts, tau, length))
 
 
 def policy_gradient_reference(
