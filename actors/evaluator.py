@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from actors.cluster import ask
 from engine.errors import ActorError, NonFiniteError, WeightChannelError
 from engine.evaluation import evaluation_requests, score
-from engine.records.manifest import Manifest
+from engine.records.manifest import Kept, Manifest
 from engine.records.prompt import Prompt
 from engine.records.trajectory import Trajectory, Verdict
 from engine.records.version import PolicyVersion
 from engine.records.work import Delivery, GeneratorOrder, GeneratorReport
+from engine.weights.kept import kept_in
 
 if TYPE_CHECKING:
     from actors.driver import Driver
 
 ALL_STEPS = 2**31
 TRIES = 3
+KEPT = "evaluations"
+"""Folder of a run for versions that are evaluated once training has ended."""
 
 
 class Evaluator:
@@ -33,12 +37,13 @@ class Evaluator:
 
     def consider(self, version: PolicyVersion, manifest: Manifest | None) -> None:
         """Evaluate this version if it is due and the last evaluation has ended."""
-        every = self._driver.config.evaluation.every
+        options = self._driver.config.evaluation
+        every = 0 if options.deferred else options.every
         last = version.updates >= self._driver.config.learning.updates
         if every and version.updates % every == 0 and not last and not self._busy:
             self.start(version, manifest)
 
-    def start(self, version: PolicyVersion, manifest: Manifest | None) -> None:
+    def start(self, version: PolicyVersion, manifest: Manifest | Kept | None) -> None:
         """Begin; the result reaches the observer when it is there."""
         driver, options = self._driver, self._driver.config.evaluation
         self._busy = True
@@ -77,7 +82,7 @@ class Evaluator:
                   samples=driver.config.evaluation.samples, decode=driver.tokenizer.decode)
         )
 
-    def finish(self, version: PolicyVersion, manifest: Manifest | None) -> None:
+    def finish(self, version: PolicyVersion, manifest: Manifest | Kept | None) -> None:
         """Evaluate this version now and wait for the result, but not beyond a wish to stop.
 
         A dead evaluator or judge costs a try, and so do weights that it refuses.
@@ -89,6 +94,22 @@ class Evaluator:
                 return
             self.start(version, manifest)
         driver.wait_for("evaluator", "judge", unless_stopped=True)
+
+    def catch_up(self, folder: Path, newest: PolicyVersion) -> None:
+        """Evaluate what was kept while training went on, oldest first; each file goes once that is done."""
+        driver = self._driver
+        kept = kept_in(folder)
+        # The newest has its turn at the end; what is newer still is left of a life that was rolled back.
+        due = [one for one in kept if one.version.updates < newest.updates
+               and one.version.updates not in driver.observer.accuracy]
+        if due:
+            driver.observer.say(f"evaluating {len(due)} versions that were kept")
+        for one in kept:
+            if one in due:
+                self.finish(one.version, one)
+            if driver.should_stop():
+                return
+            Path(one.path).unlink()
 
     def canary(self, manifest: Manifest | None) -> None:
         """Sample a little at learning rate 0 and compare log-probs with the learner; leaves no trace.

@@ -16,11 +16,12 @@ from engine.errors import WeightChannelError
 from engine.faults import reach
 from engine.generate.samplers import build_sampler
 from engine.models.tokenizer import PolicyTokenizer
-from engine.records.manifest import Manifest
+from engine.records.manifest import Kept, Manifest
 from engine.records.span import Span
 from engine.records.work import Delivery, GeneratorOrder, GeneratorReport
 from engine.trace import now, recording, since, span
 from engine.weights.channel import StagedWeights, open_receiver
+from engine.weights.kept import read_kept
 
 
 class Generator:
@@ -126,9 +127,9 @@ class Generator:
             return str(error)
         return ""
 
-    def _receive(self, manifest: Manifest) -> StagedWeights:
+    def _receive(self, manifest: Manifest | Kept) -> StagedWeights:
         try:
-            return self._receiver.receive(manifest)
+            return read_kept(manifest) if isinstance(manifest, Kept) else self._receiver.receive(manifest)
         except torch.OutOfMemoryError as error:
             raise WeightChannelError(f"no room to receive version {manifest.version}: {error}") from error
 

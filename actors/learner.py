@@ -36,7 +36,8 @@ from engine.weights.layout import take_part, whole_tensors
 class Learner(LearnerRank):
     """Optimises the policy and publishes every version it commits."""
 
-    def __init__(self, config: RunConfig, folder: str, run_id: str, dumps: str = "", rank: int = 0) -> None:
+    def __init__(self, config: RunConfig, folder: str, run_id: str, dumps: str = "", kept: str = "",
+                 rank: int = 0) -> None:
         """Load the policy; see :class:`LearnerRank`.
 
         Args:
@@ -44,9 +45,10 @@ class Learner(LearnerRank):
             folder: Hugging Face folder of the first weights.
             run_id: names the weight channel.
             dumps: folder for consumed groups; empty: none are written.
+            kept: folder for versions that are evaluated at the end; empty: none are kept.
             rank: among ``learning.num_learners``.
         """
-        super().__init__(config, folder, rank)
+        super().__init__(config, folder, rank, kept)
         self._tokenizer = PolicyTokenizer.from_folder(Path(folder))
         self._dumps = Path(dumps) if dumps and self.leads else None
         dtype = DTYPES[config.generator.precision]
@@ -84,7 +86,8 @@ class Learner(LearnerRank):
             began = time.time()
             with span("publish"):
                 manifest = self.publish()
-        metrics = {**report.metrics, **self.metrics(), "publish/seconds": time.time() - began}
+            metrics = {**report.metrics, **self.metrics(), "publish/seconds": time.time() - began}
+            self.keep_due()
         return replace(report, metrics=metrics, spans=tuple(spans)), manifest
 
     def record(self, batch: int, groups: Sequence[Group]) -> int:
@@ -97,8 +100,7 @@ class Learner(LearnerRank):
         """One update on recorded groups; also their ids, prompts and members with lengths."""
         groups = read_rollouts(path)
         self.core.version = history_of(groups, self.core.version)
-        report, manifest = self.update(groups)
-        return lengths_of(groups), report, manifest
+        return lengths_of(groups), *self.update(groups)
 
     @together
     def logprob_gap(self, items: Sequence[tuple[NDArray[np.int32], Delivery]]) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import wraps
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +18,9 @@ from engine.models.device import torch_device
 from engine.models.policy import DTYPES, load_network, with_adapter
 from engine.models.ranks import ALONE, LOOPBACK, Store, join
 from engine.models.sharding import checkpoint_layers, shard, working_weights
+from engine.trace import span
+from engine.weights.kept import keep
+from engine.weights.layout import take_part
 
 
 def together(method: Callable[..., Any]) -> Callable[..., Any]:
@@ -48,15 +52,17 @@ class LearnerRank:
     core: LearnerCore
     """There once the ranks have joined; of an only learner at once."""
 
-    def __init__(self, config: RunConfig, folder: str, rank: int) -> None:
+    def __init__(self, config: RunConfig, folder: str, rank: int, kept: str = "") -> None:
         """Load the policy.
 
         Args:
             config: of the run.
             folder: Hugging Face folder of the first weights.
             rank: among ``learning.num_learners``.
+            kept: folder for the weights of versions that are evaluated at the end; empty: none are kept.
         """
         learning = config.learning
+        self._kept = kept
         self.config = config
         self.rank = rank
         self.name = learning.learner_names[rank]
@@ -106,6 +112,17 @@ class LearnerRank:
         network = shard(self._network, self.ranks, dtype)
         fixed = None if self._fixed is None else shard(self._fixed, self.ranks, dtype, trained=False)
         self.core = LearnerCore(network, self.config, fixed, self.ranks)
+
+    def keep_due(self) -> None:
+        """Write the weights of a version that is evaluated once training has ended; a collective of several ranks."""
+        every, version = self.config.evaluation.every, self.core.version
+        if not self._kept or not every or version.updates % every:
+            return
+        with span("keep"):
+            if self.leads:
+                keep(Path(self._kept), self.weights(), DTYPES[self.config.generator.precision], version)
+            else:
+                take_part(self.weights())
 
     def weights(self) -> Mapping[str, Tensor]:
         """Name -> tensor as generators receive it; to read one is a collective of several ranks."""

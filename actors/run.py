@@ -14,6 +14,7 @@ from typing import Any
 from actors import snapshot
 from actors.cluster import ask
 from actors.driver import Driver
+from actors.evaluator import KEPT
 from actors.learner_group import with_learners
 from actors.live_metrics import LiveMetrics
 from actors.observer import Observer
@@ -127,8 +128,9 @@ def life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSigna
     driver, end = None, CUT_OFF
     try:
         dumped = config.run.dump_rollouts or config.train.only is Only.rollout
-        dumps = str(folder.rollouts) if dumped else ""
-        supervisor = Supervisor(cluster, config, model, folder.run_id, dumps, restarts)
+        written = {"dumps": str(folder.rollouts) if dumped else "",
+                   "kept": str(folder.path / KEPT) if config.evaluation.deferred else ""}
+        supervisor = Supervisor(cluster, config, model, folder.run_id, written, restarts)
         supervisor.start_all()
         driver = make(config, cluster, supervisor, folder, checked.prompts, checked.tokenizer, observer,
                       lambda: stop.asked)
@@ -199,6 +201,7 @@ def _end(driver: Driver, folder: RunFolder, restarts: Restarts) -> dict[str, Any
     if driver.stopped:
         observer.say(f"stopped at update {version.updates}; go on with run.exists=resume")
     else:
+        driver.evaluator.catch_up(folder.path / KEPT, version)
         driver.evaluator.finish(version, driver.training.manifest)
         driver.ledger.end()
         driver.ledger.check()

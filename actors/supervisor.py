@@ -9,7 +9,7 @@ ends this life of the run, and the next one resumes from the newest checkpoint.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,13 +68,23 @@ class Restarts:
 class Supervisor:
     """Knows how every actor is made, and under which name it lives now."""
 
-    def __init__(self, cluster: Cluster, config: RunConfig, folder: str, run_id: str, dumps: str,
-                 restarts: Restarts) -> None:
+    def __init__(self, cluster: Cluster, config: RunConfig, folder: str, run_id: str,
+                 written: Mapping[str, str], restarts: Restarts) -> None:
+        """Nothing is started yet.
+
+        Args:
+            cluster: that the actors live on.
+            config: of the run.
+            folder: Hugging Face folder of the first weights.
+            run_id: names the weight channel.
+            written: folders that the learner writes to, by the names that it has for them.
+            restarts: counts replacements.
+        """
         self._cluster = cluster
         self._config = config
         self._folder = folder
         self._run_id = run_id
-        self._dumps = dumps
+        self._written = written
         self._restarts = restarts
         self._incarnations: dict[str, int] = {}
         self.generators: list[str] = []
@@ -94,7 +104,7 @@ class Supervisor:
         roles = [f"generator-{i}" for i in range(config.generator.num_generators)] if samples else []
         self._cluster.reserve(["replay", "learner", "judge", "evaluator", *roles])
         self._cluster.start("replay", Replay, {"config": config})
-        self._cluster.start("learner", Learner, {**shared, "dumps": self._dumps},
+        self._cluster.start("learner", Learner, {**shared, **self._written},
                             threads=config.cluster.threads.learner)
         self.judge = self._start("judge")
         self.evaluator = self._start("evaluator")

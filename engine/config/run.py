@@ -65,6 +65,9 @@ class EvaluationConfig(Config):
 
     every: int = 10
     """Updates between two evaluations; 0: only before and after."""
+    deferred: bool = False
+    """Keep the weights of due versions in the run folder and evaluate them once training has ended: its time then
+    holds no evaluation."""
     samples: int = 0
     """Further sampled answers per prompt for mean@k and pass@k; 0: greedy only."""
     temperature: float = 1.0

@@ -13,7 +13,7 @@ slot again. A swap that finds another one pending replaces it. Only ``keep_cache
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import NDArray

@@ -26,6 +26,7 @@ from engine.ops.sample import random_key
 from engine.records.trajectory import FinishReason
 from engine.records.work import Delivery, Request
 
+
 class StreamingSampler(Slotted[str, Stay]):
     """Continues trajectories of one policy; see :class:`engine.generate.sampler.Sampler`."""
 

@@ -48,3 +48,11 @@ class Manifest:
     def num_bytes(self) -> int:
         """Bytes of all buckets."""
         return sum(bucket.num_bytes for bucket in self.buckets)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """A version that lies in a file instead of in a channel."""
+
+    version: PolicyVersion
+    path: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.records.manifest import Manifest
+from engine.records.manifest import Kept, Manifest
 from engine.records.span import Span
 from engine.records.trajectory import FinishReason, Segment, Verdict
 from engine.records.version import PolicyVersion
@@ -49,8 +49,8 @@ class GeneratorOrder:
     """What one generator shall do next: take weights, cut, admit, decode, in this order."""
 
     requests: tuple[Request, ...] = ()
-    weights: Manifest | None = None
-    """A newer version to stage, verify and swap in between two tokens."""
+    weights: Manifest | Kept | None = None
+    """Another version to stage, verify and swap in between two tokens."""
     cut_all: bool = False
     """Cut every slot into segments: the barrier of a checkpoint."""
     max_steps: int = 8

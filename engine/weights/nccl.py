@@ -11,8 +11,8 @@ with its events: while one is broadcast on one stream the next is copied in on a
 are broadcast from where they lie. Receivers let them arrive in their place. Nothing waits on the host until all is
 queued.
 
-Without a GPU the protocol around it is tested with communicators over sockets; ``python -m tools.check_gpu --parts nccl``
-runs it between two processes.
+Without a GPU the protocol around it is tested with communicators over sockets;
+``python -m tools.check_gpu gpu.json --parts nccl`` runs it between two processes.
 """
 
 from __future__ import annotations

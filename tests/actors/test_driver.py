@@ -36,7 +36,7 @@ def loop(configured, checked, policy, tmp_path) -> Iterator[Callable[..., Driver
         cluster = SerialCluster()
         observer = Observer(config, folder)
         restarts = Restarts(config.cluster.max_restarts, config.cluster.restart_window_s, clock)
-        supervisor = Supervisor(cluster, config, policy, folder.run_id, str(folder.rollouts), restarts)
+        supervisor = Supervisor(cluster, config, policy, folder.run_id, {"dumps": str(folder.rollouts)}, restarts)
         supervisor.start_all()
         driver = Driver(config, cluster, supervisor, folder, checked.prompts, checked.tokenizer, observer,
                         should_stop)

@@ -84,6 +84,38 @@ def test_answers_of_other_weights_are_left_out_and_asked_for_again(driver, flaw)
     assert len(driver.asked) == 1 + 3, "a few tries, not for ever"
 
 
+def test_what_was_kept_is_evaluated_when_training_has_ended(driver, tmp_path):
+    driver.config = changed(driver.config, {"evaluation.deferred": True})
+    driver.should_stop.return_value = False
+    driver.observer.accuracy = {0: 0.5, 2: 0.5}
+    evaluator = Evaluator(driver)
+    evaluator.consider(MANIFEST.version, MANIFEST)
+    assert driver.asked == [], "not while training goes on"
+    for version in ("0.2", "1.4", "0.6", "0.8"):
+        (tmp_path / f"{version}.safetensors").write_text("")
+
+    def wait_for(*roles, unless_stopped):
+        while driver.asked:
+            asked = driver.asked.pop()
+            asked.answer(answers(asked.arguments[0], PolicyVersion(1, 4)) if asked.method == "advance" else
+                         JudgeReport({t.trajectory_id: Verdict(1.0, True, "", "math") for _, t in asked.arguments[0]}))
+
+    driver.wait_for = wait_for
+    evaluator.catch_up(tmp_path, PolicyVersion(1, 6))
+    (result,) = driver.observer.evaluated.call_args.args
+    assert result.version == PolicyVersion(1, 4), "2 is known, 6 comes at the end, 8 was rolled back"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wish_to_stop_leaves_what_was_kept_for_the_next_life(driver, tmp_path):
+    driver.should_stop.return_value = True
+    driver.observer.accuracy = {}
+    (tmp_path / "0.2.safetensors").write_text("")
+    Evaluator(driver).catch_up(tmp_path, PolicyVersion(0, 6))
+    assert driver.asked == []
+    assert len(list(tmp_path.iterdir())) == 1
+
+
 @pytest.mark.parametrize(("gap", "sings"), [(0.01, True), (0.2, False), (float("nan"), False)])
 def test_the_canary_stops_a_run_whose_parts_disagree(driver, gap, sings):
     driver.cluster = SerialCluster()

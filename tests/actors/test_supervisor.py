@@ -52,7 +52,7 @@ class Stage(SerialCluster):
 def staff(config, limit=9, machines=()):
     stage = Stage()
     stage.machines.update(machines)
-    supervisor = Supervisor(stage, config, "folder", "id", "", Restarts(limit, 60.0, lambda: 0.0))
+    supervisor = Supervisor(stage, config, "folder", "id", {}, Restarts(limit, 60.0, lambda: 0.0))
     supervisor.start_all()
     return stage, supervisor
 

@@ -12,7 +12,6 @@ from engine.config.cluster import ClusterKind, Device
 from engine.errors import ModelError
 from tools.bench import gpu_loop
 
-
 SERIAL = [name for name, overrides in gpu_loop.RUNS.items() if "cluster=serial" in overrides]
 SUMMARY = {"updates": 3, "ledger": {"closes": True}, "else": 1}
 
