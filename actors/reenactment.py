@@ -212,11 +212,8 @@ def in_one_process(config: RunConfig, folder: Path) -> RunConfig:
     section = replace(config.run, dir=str(folder), exists=Exists.overwrite, quiet=True, wandb=False,
                       dump_rollouts=False, trace=False)
     weights = replace(config.weights, channel=WeightChannelKind.shared_memory, path="")
-    # What was kept for later was no arrival: nothing is evaluated in between.
-    every = 0 if config.evaluation.deferred else config.evaluation.every
-    evaluation = replace(config.evaluation, every=every, deferred=False)
     cluster = replace(config.cluster, kind=ClusterKind.serial)
-    return replace(config, run=section, evaluation=evaluation, cluster=cluster, weights=weights)
+    return replace(config, run=section, cluster=cluster, weights=weights)
 
 
 def reenact(config: RunConfig, recorded: Path, into: Path) -> dict[str, Any]:

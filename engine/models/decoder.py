@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,23 +30,36 @@ _CPU = torch.device("cpu")
 
 
 @cache
-def _packs_weights() -> bool:
-    """Whether this processor and this torch multiply bfloat16 by weights packed beforehand."""
+def _packs_weights(dtype: torch.dtype) -> bool:
+    """Whether this processor and this torch should multiply by weights packed beforehand.
+
+    bfloat16 is quicker so. float32 need not be packed where MKL knows the processor; on others (seen on an AMD EPYC)
+    it shares few rows out among threads so that the bits of a row depend on its place.
+    """
     ops = torch.ops.mkldnn
     known = hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")
-    return known and torch.backends.mkldnn.is_available() and bool(ops._is_mkldnn_bf16_supported())
+    if not known or not torch.backends.mkldnn.is_available():
+        return False
+    if dtype is torch.bfloat16:
+        return bool(ops._is_mkldnn_bf16_supported())
+    return dtype is torch.float32 and torch.backends.mkl.is_available() and not _is_intel()
+
+
+def _is_intel() -> bool:
+    facts = Path("/proc/cpuinfo")
+    return not facts.exists() or "GenuineIntel" in facts.read_text()
 
 
 class Product:
     """A linear map, or several over the same input stacked into one.
 
     oneDNN arranges a bfloat16 weight in blocks before it multiplies, which for few rows takes as long as the
-    product; here it happens once, when the weight arrives. The bits are those of ``functional.linear``.
+    product; here it happens once, when the weight arrives. The bits are those of ``functional.linear`` in bfloat16.
     """
 
     def __init__(self, rows: int, width: int, like: Tensor, bias: bool = False) -> None:
         self._shape, self._dtype = (rows, width), like.dtype
-        self._packs = like.dtype is torch.bfloat16 and like.device.type == "cpu" and _packs_weights()
+        self._packs = like.device.type == "cpu" and _packs_weights(like.dtype)
         self._weight = like.new_empty(0 if self._packs else rows, width)
         self._bias = like.new_empty(rows) if bias else None
 
