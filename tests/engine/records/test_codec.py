@@ -36,8 +36,8 @@ REQUEST = Request(5, 1, TOKENS, np.zeros(0, np.int32), 64, 16, 0.9)
 DELIVERY = Delivery(5, 1, (SEGMENT,), None, 2)
 PROGRESS = Progress(5, 1, 3, 6, VERSION, FinishReason.stop, 2, 1, 4)
 RECORDS: list[Any] = [
-    VERSION, SEGMENT, TRAJECTORY, VERDICT, MANIFEST, Kept(VERSION, "/kept"), *MANIFEST.tensors, *MANIFEST.buckets, REQUEST,
-    DELIVERY, PROGRESS, Message("user", "?"),
+    VERSION, SEGMENT, TRAJECTORY, VERDICT, MANIFEST, *MANIFEST.tensors, *MANIFEST.buckets, Kept(VERSION, "/kept"),
+    REQUEST, DELIVERY, PROGRESS, Message("user", "?"),
     Prompt("p", (Message("system", "s"), Message("user", "e\u0301")), "5", "math", ("t",), 0.2, (b"\xff",)),
     Group(2, "p", TOKENS, (TRAJECTORY,), (VERDICT,)),
     GeneratorOrder((REQUEST,), MANIFEST, True, 4),
