@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 
 import pytest
@@ -34,6 +35,8 @@ def test_a_run_is_told_its_options_and_leaves_what_it_prints(cell, monkeypatch):
     ended = run_cell(cell, 60.0, started.append)
     assert ended.failed == "it ended before its last update"
     assert len(started) == 1
+    assert ended.foreign is None or 0.0 <= ended.foreign <= 1.0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", ended.begun)
     assert cell.last_words.splitlines() == [
         "experiment=smoke", "learning.updates=4", "seed=0", f"run.dir={cell.folder}", "run.exists=resume"]
 
@@ -87,3 +90,27 @@ def test_a_folder_with_other_options_is_refused(cell):
         cell.require_same_options()
 
 
+def test_others_are_looked_for_while_the_run_lives(cell, monkeypatch):
+    looks = []
+
+    class Work:
+        share = 0.25
+
+        def look(self):
+            looks.append(len(looks))
+            if len(looks) == 3:
+                (cell.folder.parent / "go").touch()
+
+    monkeypatch.setattr(room, "ForeignWork", Work)
+    monkeypatch.setattr(room, "_LOOK_S", 0.01)
+    stands_in(monkeypatch, f"import os\nwhile not os.path.exists({str(cell.folder.parent / 'go')!r}): os.sched_yield()")
+    assert run_cell(cell, 60.0, lambda _: None).foreign == 0.25
+    assert len(looks) >= 3
+
+
+def test_how_a_run_was_made_lies_beside_it(cell):
+    assert cell.tries == []
+    cell.folder.parent.mkdir(parents=True)
+    cell.write_tries([{"failed": "exit code 1"}, {"failed": ""}])
+    assert cell.tries == [{"failed": "exit code 1"}, {"failed": ""}]
+    assert not cell.folder.exists(), "a run's folder is the run's own"
