@@ -23,7 +23,6 @@ from engine.records.work import GeneratorReport, Progress
 from engine.replay.selection_bias import SelectionBias
 from engine.run_folder import RunFolder
 
-
 _CODE = Path(__file__).parent
 
 

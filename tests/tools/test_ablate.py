@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from actors.launch import CONFIG_FOLDER
-from tests.tools.story.test_work import write_trace
 from tests.tools.run_folders import write_run
+from tests.tools.story.test_work import write_trace
 from tools import ablate
 from tools.ablation import matrix as matrix_room
 from tools.ablation.arms import ArmConfig
