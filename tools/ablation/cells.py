@@ -47,10 +47,7 @@ class Cell:
 
     @property
     def tries(self) -> list[dict[str, Any]]:
-        """How that which lies in the folder was made, one entry a try, oldest first; none where nobody wrote it down.
-
-        An entry holds what :class:`Ended` does, and ``machine``, ``versions`` and ``command``.
-        """
+        """How what lies in the folder was made: :class:`Ended`, machine, versions, command of each try, oldest first."""
         file = self._tries_file
         tries: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
         return tries
@@ -121,7 +118,7 @@ def run_cell(cell: Cell, deadline_s: float, started: Callable[[subprocess.Popen[
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH", ""))))
     command = [sys.executable, "-m", "tools.train", *cell.arm.overrides, f"seed={cell.seed}",
                f"run.dir={cell.folder}", "run.exists=resume"]
-    began, begun, work = time.monotonic(), datetime.now(UTC).isoformat(" ", "seconds").partition("+")[0], ForeignWork()
+    began, begun, work = time.monotonic(), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", ForeignWork()
     with cell.log.open("ab") as log:
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL,
                                    stdout=log, stderr=log, start_new_session=True)
@@ -130,7 +127,9 @@ def run_cell(cell: Cell, deadline_s: float, started: Callable[[subprocess.Popen[
     failed = "" if code == 0 else f"not done in {deadline_s:.0f} s" if code is None else f"exit code {code}"
     if not failed and cell.summary is None:
         failed = "it ended before its last update"
-    return Ended(failed, time.monotonic() - began, work.share, begun)
+    # On a cluster that was there before, actors descend from others.
+    share = work.share if cell.arm.config.cluster.address == "local" else None
+    return Ended(failed, time.monotonic() - began, share, begun)
 
 
 def _wait(process: subprocess.Popen[bytes], deadline_s: float, look: Callable[[], None]) -> int | None:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from engine.errors import RunFolderError
-from tests.tools.run_folders import write_run
+from tests.tools.run_folders import SMOKE, write_run
 from tools.ablation import cells as room
 from tools.ablation.arms import Match
 from tools.ablation.cells import run_cell
@@ -90,8 +90,10 @@ def test_a_folder_with_other_options_is_refused(cell):
         cell.require_same_options()
 
 
-def test_others_are_looked_for_while_the_run_lives(cell, monkeypatch):
-    looks = []
+@pytest.mark.parametrize(("address", "share"), [("local", 0.25), ("10.0.0.1:6379", None)])
+def test_others_are_looked_for_while_the_run_lives(ablation, monkeypatch, address, share):
+    config = ablation(base=[*SMOKE, f"cluster.address={address}"])
+    cell, looks = cells_of(config, match_arms(config))[0], []
 
     class Work:
         share = 0.25
@@ -104,7 +106,7 @@ def test_others_are_looked_for_while_the_run_lives(cell, monkeypatch):
     monkeypatch.setattr(room, "ForeignWork", Work)
     monkeypatch.setattr(room, "_LOOK_S", 0.01)
     stands_in(monkeypatch, f"import os\nwhile not os.path.exists({str(cell.folder.parent / 'go')!r}): os.sched_yield()")
-    assert run_cell(cell, 60.0, lambda _: None).foreign == 0.25
+    assert run_cell(cell, 60.0, lambda _: None).foreign == share
     assert len(looks) >= 3
 
 
