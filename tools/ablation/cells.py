@@ -47,7 +47,7 @@ class Cell:
 
     @property
     def tries(self) -> list[dict[str, Any]]:
-        """How what lies in the folder was made: :class:`Ended`, machine, versions, command of each try, oldest first."""
+        """How what lies there was made: :class:`Ended`, machine, versions and command of each try, oldest first."""
         file = self._tries_file
         tries: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
         return tries
