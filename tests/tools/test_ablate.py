@@ -118,7 +118,7 @@ def test_the_command_is_written_down_beside_every_run_and_in_the_report(ablation
     made = json.loads((Path(config.dir) / "ablation.json").read_text())["made"]
     assert made["commands"] == ["perilune ablate ablation=trial 'base=[a b]'"]
     assert made["versions"][0]["torch"]
-    config.report_only = True
+    config = ablation(seeds=[0], report_only=True)
     assert call(monkeypatch, "ablation=trial", "report_only=true") == 0
     assert json.loads((Path(config.dir) / "ablation.json").read_text())["made"] == made, "a report makes no run"
     assert "Others used more than 10% of the machine's cores" in capsys.readouterr().out

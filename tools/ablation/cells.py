@@ -54,6 +54,7 @@ class Cell:
 
     def write_tries(self, tries: Sequence[Mapping[str, Any]]) -> None:
         """So that later calls, which take the run over, can tell of it."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(self._tries_file, (json.dumps(tries, indent=1) + "\n").encode())
 
     @property

@@ -13,7 +13,7 @@ from tools.story.folder import RunStory
 FOREIGN = 0.1
 """Share of all cores that others may use before a note says so."""
 _WIDE = 0.1
-"""Of the updates to the target, that two evaluations around it may lie apart."""
+"""Of the updates to the target, that two evaluations around it may lie apart; nothing is finer than one update."""
 Told = Sequence[Mapping[str, Any]]
 
 
@@ -83,7 +83,7 @@ def _target(ablation: AblationConfig, complete: Told) -> Iterator[str]:
     wide = []
     for one in complete:
         after, by = (one["measures"].get(name) for name in BRACKET)
-        if after is not None and by is not None and by - after > _WIDE * one["measures"]["updates_to_target"]:
+        if after is not None and by is not None and by - after > max(_WIDE * one["measures"]["updates_to_target"], 1.0):
             wide.append(f"{_name(one)} (updates {after:.0f} to {by:.0f})")
     if wide:
         yield (f"Where {said} was crossed is interpolated between evaluations that lie further apart than a tenth of "

@@ -26,7 +26,7 @@ def simulated(cells: Sequence[Cell], plan: Plan) -> dict[str, Any] | None:
     Every arm is divided by the first one or, where its actors live elsewhere (Ray), by the arm that is the first one
     there: costs were taken from processes of another kind.
     """
-    found: dict[str, list[Any]] = defaultdict(list)
+    found: defaultdict[str, list[Any]] = defaultdict(list)
     arms: dict[str, MatchedArm] = {}
     left_out = []
     for cell in cells:
@@ -34,9 +34,11 @@ def simulated(cells: Sequence[Cell], plan: Plan) -> dict[str, Any] | None:
         if cell.summary is None or not (cell.folder / "trace.json").exists():
             continue
         try:
-            found[cell.arm.name].append(plan(cell.folder, _SEPARATE))
+            forecast = plan(cell.folder, _SEPARATE)
         except PeriluneError as error:
             left_out.append(f"{cell.name}: {error}")
+            continue
+        found[cell.arm.name].append(forecast)
     if not found:
         return None
     speeds = {name: fmean(one.predicted.samples_per_second for one in told) for name, told in found.items()}

@@ -8,7 +8,7 @@ from html import escape
 
 from tools.pages.svg import tag
 
-MARK = "†"
+MARK = "\N{DAGGER}"
 
 
 @dataclass(frozen=True, slots=True)

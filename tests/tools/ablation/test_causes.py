@@ -50,7 +50,7 @@ def test_factors_multiply_to_their_product_though_a_seed_missed_the_target():
     assert link.accuracy.seeds == 3
 
 
-def test_an_arm_that_never_ran_is_stepped_over_and_named(arms):
+def test_an_arm_that_never_ran_is_stepped_over_and_named():
     (link,) = links(ARMS, {"a": {0: run(1, 1, 1)}, "b": {}, "c": {0: run(2, 1, 1)}})
     assert (link.arm, link.against) == ("c", "a")
     assert link.cause == "tail, and overlap (no run of b)"

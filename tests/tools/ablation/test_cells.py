@@ -18,8 +18,12 @@ from tools.ablation.matrix import cells_of
 
 @pytest.fixture
 def cell(ablation):
-    config = ablation()
-    return cells_of(config, match_arms(config))[0]
+    return first_of(ablation())
+
+
+def first_of(config):
+    """The cell of ``sync`` and seed 0, whenever it is run."""
+    return next(cell for cell in cells_of(config, match_arms(config)) if cell.name == "sync seed 0")
 
 
 def stands_in(monkeypatch, program):
@@ -72,7 +76,7 @@ def test_only_a_whole_run_has_a_summary(cell, ablation):
     write_run(cell.folder)
     assert cell.summary["updates"] == 4
     timed = ablation(match=Match.seconds, amount=3)
-    longer = cells_of(timed, match_arms(timed))[0]
+    longer = first_of(timed)
     assert longer.summary is not None, "its time was up"
     file = cell.folder / "summary.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"updates": 2, "train_seconds": 2.0}))
@@ -92,8 +96,7 @@ def test_a_folder_with_other_options_is_refused(cell):
 
 @pytest.mark.parametrize(("address", "share"), [("local", 0.25), ("10.0.0.1:6379", None)])
 def test_others_are_looked_for_while_the_run_lives(ablation, monkeypatch, address, share):
-    config = ablation(base=[*SMOKE, f"cluster.address={address}"])
-    cell, looks = cells_of(config, match_arms(config))[0], []
+    cell, looks = first_of(ablation(base=[*SMOKE, f"cluster.address={address}"])), []
 
     class Work:
         share = 0.25
@@ -112,7 +115,6 @@ def test_others_are_looked_for_while_the_run_lives(ablation, monkeypatch, addres
 
 def test_how_a_run_was_made_lies_beside_it(cell):
     assert cell.tries == []
-    cell.folder.parent.mkdir(parents=True)
     cell.write_tries([{"failed": "exit code 1"}, {"failed": ""}])
     assert cell.tries == [{"failed": "exit code 1"}, {"failed": ""}]
     assert not cell.folder.exists(), "a run's folder is the run's own"

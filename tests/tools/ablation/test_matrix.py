@@ -37,7 +37,7 @@ def test_two_arms_take_turns(ablation):
     assert (first[0], second[0]) == (fourth[0], third[0]), "whoever came first comes second with the next seed"
     in_turn = ablation(seeds=[5, 6], order=Order.in_turn)
     assert names(cells_of(in_turn, arms)) == [("sync", 5), ("sync", 6), ("ahead", 5), ("ahead", 6)]
-    assert cells_of(config, arms)[0].folder.parts[-3:] == ("cells", "sync", "seed-5")
+    assert cells_of(in_turn, arms)[0].folder.parts[-3:] == ("cells", "sync", "seed-5")
 
 
 def test_arms_come_in_an_order_drawn_for_each_seed_and_follow_others_than_before(ablation):

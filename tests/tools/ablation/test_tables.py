@@ -57,7 +57,7 @@ def test_measures_that_differ_from_the_first_arm_beyond_the_noise_carry_the_sign
 
 
 def test_the_legend_says_what_an_interval_does_not_show():
-    assert NOISE.startswith("†: outside the noise")
+    assert NOISE.startswith("\N{DAGGER}: outside the noise")
     assert "not corrected for many comparisons" in NOISE
     assert "does not show that there is no difference" in NOISE
 
