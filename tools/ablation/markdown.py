@@ -7,7 +7,7 @@ from typing import Any
 
 from tools.ablation.made import in_words
 from tools.ablation.tables import NOISE, differences_table, links_table, measures_table, switches
-from tools.pages.table import markdown_table
+from tools.pages.table import MARK, markdown_table
 
 
 def markdown(outcome: Mapping[str, Any]) -> str:
@@ -16,9 +16,9 @@ def markdown(outcome: Mapping[str, Any]) -> str:
     under = (f"Means over seeds {', '.join(map(str, outcome['seeds']))} with 95 % intervals (Student's t); target: "
              f"{target['metric']} {target['value']:g}. {NOISE}")
     parts = [f"<!-- Made by `perilune ablate`: {outcome['name']}. -->", under, in_words(outcome["made"]),
-             f"A sign in the next table: the difference to {first} is outside the noise.",
+             f"{MARK} in the next table: the difference to {first}, paired by seed, is outside the noise.",
              markdown_table(*measures_table(outcome)),
-             f"Beside {first}, paired by seed: a factor, or with a sign a difference.",
+             f"Beside {first}, paired by seed: factors (x), and differences where they have no x.",
              markdown_table(*differences_table(outcome))]
     if outcome["links"]:
         parts += ["Factors over the arm before, paired by seed; above 1 is faster. The accuracy is a difference.",

@@ -21,7 +21,7 @@ from tools.ablation.tables import (
 from tools.pages.page import bullets, figure, grid, legend, section, sheet
 from tools.pages.stacks import stacks
 from tools.pages.svg import tag
-from tools.pages.table import html_table
+from tools.pages.table import MARK, html_table
 from tools.pages.whiskers import Whisker, whiskers
 from tools.story.folder import RunStory
 
@@ -46,9 +46,9 @@ def ablation_sheet(outcome: Mapping[str, Any], cells: Sequence[Cell], stories: M
                             html_table(outcome["simulated"]["header"], outcome["simulated"]["rows"]),
                             bullets(outcome["simulated"]["assumptions"])))
     body += [section("Measures", "Mean over seeds, under it the 95 % interval (Student's t). Shares of tokens are of "
-                     f"all that were generated. A sign: the difference to {arms[0]} is outside the noise. {NOISE}",
+                     f"all that were generated. {MARK} here: the difference to {arms[0]}, paired by seed, is outside the noise.",
                      html_table(*measures_table(outcome))),
-             section(f"Beside {arms[0]}", "Paired by seed: a factor, or with a sign a difference.",
+             section(f"Beside {arms[0]}", f"Paired by seed: factors (x), and differences where they have no x. {NOISE}",
                      html_table(*differences_table(outcome))),
              _tokens(outcome), _failures(outcome), _made(outcome)]
     return sheet(f"Ablation: {outcome['name']}", under, body)

@@ -47,9 +47,19 @@ def simulated(cells: Sequence[Cell], plan: Plan) -> dict[str, Any] | None:
     text = ("SIMULATED, not measured: the same controller in virtual time, with the costs of each step as the trace of "
             "one run has them, and a device of its own for every actor. Means over seeds, least and largest in "
             "brackets. The error is that of the same simulation of the run as it was made, in seconds per update. Each "
-            "arm is divided by the one that is named beside it, in which the actors lived as in this one.")
-    said = dict.fromkeys(sentence for told in found.values() for one in told for sentence in one.assumptions)
-    return {"text": " ".join([text, *left_out]), "header": list(_HEADER), "rows": rows, "assumptions": list(said)}
+            "arm is divided by the one that is named beside it, in which the actors lived as in this one. Below the table "
+            "stands what was assumed, as for the first run of each arm.")
+    return {"text": " ".join([text, *left_out]), "header": list(_HEADER), "rows": rows,
+            "assumptions": _assumptions(found)}
+
+
+def _assumptions(found: Mapping[str, Sequence[Any]]) -> list[str]:
+    """Of the first run of each arm, others assume their like; in brackets the arms, where it is not all of them."""
+    said: dict[str, list[str]] = {}
+    for name, told in found.items():
+        for sentence in told[0].assumptions:
+            said.setdefault(sentence, []).append(name)
+    return [sentence if len(arms) == len(found) else f"{sentence} ({', '.join(arms)})" for sentence, arms in said.items()]
 
 
 def _baseline(arm: MatchedArm, arms: Sequence[MatchedArm]) -> str:

@@ -13,7 +13,7 @@ def forecast(folder, changes):
     speed = (30.0 if "ahead" in str(folder) else 20.0) * (1.0 if "seed-0" in str(folder) else 1.5)
     return SimpleNamespace(
         measured=SimpleNamespace(samples_per_second=10.0), error=0.04,
-        assumptions=(f"lengths of {folder.parent.name}",),
+        assumptions=("lengths as they were", f"alone, {folder.parent.name} {folder.name}"),
         predicted=SimpleNamespace(samples_per_second=speed, idle={"generator": 0.1, "learner": 0.5}))
 
 
@@ -31,7 +31,7 @@ def test_every_arm_with_a_trace_has_a_row_over_its_seeds_that_says_it_is_simulat
     assert found["text"].startswith("SIMULATED, not measured")
     assert found["rows"] == [["sync", "2", "10", "+4%", "25 (20 to 30)", "1.00x sync", "10%", "50%"],
                              ["ahead", "2", "10", "+4%", "37.5 (30 to 45)", "1.50x sync", "10%", "50%"]]
-    assert found["assumptions"] == ["lengths of sync", "lengths of ahead"], "each once"
+    assert found["assumptions"] == ["lengths as they were", "alone, sync seed-0 (sync)", "alone, ahead seed-0 (ahead)"]
     assert simulated(cells, refuses) is None
 
 
