@@ -47,7 +47,7 @@ def simulated(cells: Sequence[Cell], plan: Plan) -> dict[str, Any] | None:
     text = ("SIMULATED, not measured: the same controller in virtual time, with the costs of each step as the trace of "
             "one run has them, and a device of its own for every actor. Means over seeds, least and largest in "
             "brackets. The error is that of the same simulation of the run as it was made, in seconds per update. Each "
-            "arm is divided by the one that is named beside it, in which the actors lived as in this one. Below the table "
+            "arm is divided by the one that is named beside it, in which the actors lived as in this one. Below "
             "stands what was assumed, as for the first run of each arm.")
     return {"text": " ".join([text, *left_out]), "header": list(_HEADER), "rows": rows,
             "assumptions": _assumptions(found)}
@@ -59,7 +59,8 @@ def _assumptions(found: Mapping[str, Sequence[Any]]) -> list[str]:
     for name, told in found.items():
         for sentence in told[0].assumptions:
             said.setdefault(sentence, []).append(name)
-    return [sentence if len(arms) == len(found) else f"{sentence} ({', '.join(arms)})" for sentence, arms in said.items()]
+    return [sentence if len(arms) == len(found) else f"{sentence} ({', '.join(arms)})"
+            for sentence, arms in said.items()]
 
 
 def _baseline(arm: MatchedArm, arms: Sequence[MatchedArm]) -> str:
