@@ -23,14 +23,30 @@ from engine.records.work import GeneratorReport, Progress
 from engine.replay.selection_bias import SelectionBias
 from engine.run_folder import RunFolder
 
+_CODE = Path(__file__).parent
+
 
 def git_commit() -> str:
-    """Commit of the code that runs, empty outside a checkout."""
-    found = subprocess.run(
-        ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True,
-        timeout=10, check=False,
-    )
-    return found.stdout.strip() if found.returncode == 0 else ""
+    """Commit of the code that runs, empty outside a checkout.
+
+    ``+changes`` follows where followed files differ from it, ``+unknown`` where git does not say. Files that git does
+    not follow are left out: what runs write would be among them.
+    """
+    commit = _git("rev-parse", "HEAD")
+    if not commit:
+        return ""
+    changes = _git("--no-optional-locks", "status", "--porcelain", "--untracked-files=no")
+    return commit + ("+unknown" if changes is None else "+changes" if changes else "")
+
+
+def _git(*words: str) -> str | None:
+    """What git answers; None where it refuses, is not there, or is not done in ten seconds."""
+    try:
+        found = subprocess.run(["git", *words], cwd=_CODE, capture_output=True, text=True,
+                               timeout=10, check=False)
+    except (FileNotFoundError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() if found.returncode == 0 else None
 
 
 def overlap_seconds(left: Sequence[tuple[float, float]], right: Sequence[tuple[float, float]]) -> float:

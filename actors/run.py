@@ -207,7 +207,8 @@ def _end(driver: Driver, folder: RunFolder, restarts: Restarts) -> dict[str, Any
         driver.ledger.check()
     ask(driver.cluster, "learner", "save_model", folder.model, deadline_s=deadline_s)
     digest = ask(driver.cluster, "learner", "digest", deadline_s=deadline_s)
-    summary = observer.summary(version.updates, driver.ledger.counts(), digest) | {"restarts": restarts.total}
+    summary = observer.summary(version.updates, driver.ledger.counts(), digest) | {
+        "restarts": restarts.total, "prompts_digest": driver.prompts.digest()}
     folder.write_summary(summary)
     observer.table(summary)
     return summary

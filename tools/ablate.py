@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import platform
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,12 +19,14 @@ from actors.launch import CONFIG_FOLDER, explain
 from engine.errors import PeriluneError, nearest_name
 from engine.run_folder import write_atomically
 from tools.ablation.arms import AblationConfig
+from tools.ablation.made import machine, versions
+from tools.ablation.markdown import markdown
 from tools.ablation.matching import match_arms, undeclared
 from tools.ablation.matrix import Matrix, cells_of
 from tools.ablation.outcome import as_csv, outcome_of, stories_of
 from tools.ablation.sheet import ablation_sheet
 from tools.ablation.simulated import Plan
-from tools.ablation.tables import markdown, sentences
+from tools.ablation.tables import sentences
 from tools.plan import plan
 
 
@@ -42,10 +43,13 @@ def load(overrides: Sequence[str]) -> AblationConfig:
     return composed
 
 
-def ablate(ablation: AblationConfig, predict: Plan | None = None) -> dict[str, Any]:
+def ablate(ablation: AblationConfig, predict: Plan | None = None, command: str = "") -> dict[str, Any]:
     """Run what is not there yet, then write the JSON, the CSV, the table and the page; returns what the JSON holds.
 
-    ``predict`` says what separate devices would give; None: nothing is said of them.
+    Args:
+        ablation: its options.
+        predict: says what separate devices would give; None: nothing is said of them.
+        command: written down beside every run that this call makes.
 
     Raises:
         PeriluneError: options that cannot work, or a folder that holds other runs.
@@ -54,11 +58,11 @@ def ablate(ablation: AblationConfig, predict: Plan | None = None) -> dict[str, A
     for note in undeclared(ablation, arms):
         print(f"warning: {note}", flush=True)
     cells = cells_of(ablation, arms)
-    matrix = Matrix(ablation, cells, lambda text: print(text, flush=True))
     if not ablation.report_only:
-        matrix.run()
+        made = {"machine": machine(), "versions": versions(), "command": command}
+        Matrix(ablation, cells, made, lambda text: print(text, flush=True)).run()
     stories = stories_of(cells)
-    outcome = outcome_of(ablation, cells, stories, matrix.ended, machine(), predict)
+    outcome = outcome_of(ablation, cells, stories, predict)
     folder = Path(ablation.dir).expanduser().absolute()
     folder.mkdir(parents=True, exist_ok=True)
     for suffix, text in (
@@ -67,14 +71,6 @@ def ablate(ablation: AblationConfig, predict: Plan | None = None) -> dict[str, A
     ):
         write_atomically(folder / f"ablation.{suffix}", text.encode())
     return outcome
-
-
-def machine() -> dict[str, Any]:
-    """Where this process runs, as far as it matters for times."""
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.machine(), "cores": os.cpu_count(),
-            "Python": platform.python_version()}
 
 
 def _explain(error: Exception) -> str:
@@ -89,7 +85,7 @@ def main() -> None:
     """Read the command line, run, and end with 1 if a run failed."""
     try:
         ablation = load(sys.argv[1:])
-        outcome = ablate(ablation, plan)
+        outcome = ablate(ablation, plan, f"perilune ablate {shlex.join(sys.argv[1:])}")
     except (PeriluneError, HydraException, OmegaConfBaseException) as error:
         print(f"error: {_explain(error)}", file=sys.stderr)
         raise SystemExit(2) from None

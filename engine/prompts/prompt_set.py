@@ -52,6 +52,19 @@ class PromptSet:
             by_id[prompt.prompt_id] = prompt
         object.__setattr__(self, "by_id", by_id)
 
+    def digest(self) -> str:
+        """Of every prompt in its order, with its id, messages, images, answer and judge: 32 hexadecimal digits.
+
+        Equal for the same questions on the same sides, whatever options led to them; files may have changed meanwhile.
+        """
+        found = xxhash.xxh3_128()
+        for side in (self.train, self.heldout):
+            found.update(f"{len(side)} prompts".encode())
+            for prompt in side:
+                told = (prompt.prompt_id, prompt.messages, prompt.images, prompt.answer_key, prompt.kind)
+                found.update(repr(told).encode())
+        return found.hexdigest()
+
     def _require_disjoint(self) -> None:
         heldout = {prompt.question_digest(): prompt for prompt in self.heldout}
         for prompt in self.train:

@@ -1,10 +1,12 @@
 """What is counted, what the summary holds, and what goes on after a resume."""
 
 import json
+import subprocess
 
 import pytest
 
-from actors.observer import Observer, overlap_seconds
+from actors import observer as room
+from actors.observer import Observer, git_commit, overlap_seconds
 from engine.records.codec import decode, encode
 from engine.records.prompt import Prompt
 from engine.records.trajectory import FinishReason, Trajectory, Verdict
@@ -139,3 +141,30 @@ def test_totals_go_on_after_a_resume_and_later_metrics_are_forgotten(watch):
     assert summary["train_seconds"] >= state["seconds"]
     again.restart()
     assert folder.metrics_file.read_text() == ""
+
+
+def test_the_commit_says_where_followed_files_differ_from_it(tmp_path, monkeypatch):
+    def git(*words):
+        subprocess.run(["git", "-c", "user.name=n", "-c", "user.email=e@example.org", *words], cwd=tmp_path, check=True,
+                       capture_output=True, timeout=60)
+
+    monkeypatch.setattr(room, "_CODE", tmp_path)
+    assert git_commit() == "", "outside a checkout"
+    git("init")
+    (tmp_path / "code.py").write_text("1\n")
+    git("add", "code.py")
+    git("commit", "-m", "a")
+    clean = git_commit()
+    assert len(clean) == 40
+    (tmp_path / "metrics.jsonl").write_text("what a run writes")
+    assert git_commit() == clean
+    (tmp_path / "code.py").write_text("2\n")
+    assert git_commit() == f"{clean}+changes"
+
+    def slow(command, **_):
+        if "status" in command:
+            raise subprocess.TimeoutExpired(command, 10)
+        return subprocess.CompletedProcess(command, 0, stdout=f"{clean}\n")
+
+    monkeypatch.setattr(room.subprocess, "run", slow)
+    assert git_commit() == f"{clean}+unknown"

@@ -10,15 +10,24 @@ from pathlib import Path
 import pytest
 
 from actors.launch import CONFIG_FOLDER
+from tests.tools.run_folders import write_run
 from tests.tools.story.test_work import write_trace
 from tools import ablate
+from tools.ablation import matrix as matrix_room
 from tools.ablation.arms import ArmConfig
+from tools.ablation.cells import Ended
 from tools.ablation.matching import match_arms, undeclared
 from tools.ablation.matrix import cells_of
 from tools.report import report
 
 SHIPPED = sorted(file.stem for file in (CONFIG_FOLDER / "ablation").glob("*.yaml"))
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+_AHEAD = ["schedule=async", "schedule.max_staleness=2"]
+SIX = [ArmConfig("sync"), ArmConfig("no_tail", _AHEAD, "sync", "nobody waits for the longest response"),
+       ArmConfig("partial", [*_AHEAD, "schedule.round_budget_tokens=8"], "no_tail", "partial rollouts"),
+       ArmConfig("ahead", _AHEAD, "partial", "overlap"), ArmConfig("further", _AHEAD, "ahead", "a bound of three"),
+       ArmConfig("another_name", [], "sync", "processes alone")]
+"""A chain and a branch, with names as long as those that are shipped."""
 # What a reader would trip over: texts of one drawing that lie on each other, and anything wider than the page.
 LOOK = """
 const found = [];
@@ -31,6 +40,14 @@ for (const svg of document.querySelectorAll("svg")) {
 if (document.documentElement.scrollWidth > window.innerWidth) found.push("wider than the page");
 for (const e of document.querySelectorAll("h1, h2, p, figure"))
   if (e.getBoundingClientRect().right > window.innerWidth) found.push("cut off: " + e.textContent.slice(0, 40));
+const light = c => c.match(/[\\d.]+/g).slice(0, 3).map(v => v / 255).map(v => v <= .04045 ? v / 12.92 :
+  ((v + .055) / 1.055) ** 2.4).reduce((s, v, i) => s + v * [.2126, .7152, .0722][i], 0);
+const ground = light(getComputedStyle(document.body).backgroundColor);
+for (const e of document.querySelectorAll("h1, p, td, th, figcaption, svg text")) {
+  const style = getComputedStyle(e), ink = light(e.namespaceURI.endsWith("svg") ? style.fill : style.color);
+  if ((Math.max(ink, ground) + .05) / (Math.min(ink, ground) + .05) < 4.5)
+    found.push("pale: " + e.textContent.slice(0, 40));
+}
 document.title = "LOOKED " + JSON.stringify(found);
 """
 
@@ -88,16 +105,49 @@ def test_differences_that_nobody_declared_are_warned_of(ablation, capsys):
     assert "warning: Arms a and b differ in more than they say: learning.keep_checkpoints" in capsys.readouterr().out
 
 
+def test_the_command_is_written_down_beside_every_run_and_in_the_report(ablation, monkeypatch, capsys):
+    config = ablation(seeds=[0])
+    monkeypatch.setattr(ablate, "load", lambda overrides: config)
+
+    def play(cell, deadline_s, started):
+        write_run(cell.folder, *cell.arm.overrides[1:-1], seed=cell.seed)
+        return Ended("", 2.0, 0.5, "2026-01-02 03:04:05")
+
+    monkeypatch.setattr(matrix_room, "run_cell", play)
+    assert call(monkeypatch, "ablation=trial", "base=[a b]") == 0
+    made = json.loads((Path(config.dir) / "ablation.json").read_text())["made"]
+    assert made["commands"] == ["perilune ablate ablation=trial 'base=[a b]'"]
+    assert made["versions"][0]["torch"]
+    config = ablation(seeds=[0], report_only=True)
+    assert call(monkeypatch, "ablation=trial", "report_only=true") == 0
+    assert json.loads((Path(config.dir) / "ablation.json").read_text())["made"] == made, "a report makes no run"
+    assert "Others used more than 10% of the machine's cores" in capsys.readouterr().out
+
+
+def test_every_table_of_a_page_scrolls_by_itself(matrix):
+    config, _ = matrix(arms=SIX, report_only=True)
+    ablate.ablate(config)
+    page = (Path(config.dir) / "ablation.html").read_text()
+    assert page.count("<table") >= 4
+    assert page.count("<table") == page.count('<div class="scroll"><table')
+    assert ".scroll { overflow-x: auto; }" in page
+    assert "@media (prefers-color-scheme: dark)" in page
+    assert max(len(word) for word in re.sub(r"<[^>]*>", " ", page.partition("</style>")[2]).split()) < 80
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed to look at pages with")
 @pytest.mark.parametrize("width", [pytest.param(1280, marks=pytest.mark.slow), 800])
-def test_pages_are_legible(matrix, tmp_path, width):
-    config, cells = matrix(cut=("ahead", 1), report_only=True)
+@pytest.mark.parametrize("dark", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_pages_are_legible(matrix, tmp_path, width, dark):
+    config, cells = matrix(cut=("ahead", 1), arms=SIX, report_only=True)
     ablate.ablate(config)
     write_trace(cells[0].folder)
     report(cells[0].folder, tmp_path / "report.html")
     for page in (Path(config.dir) / "ablation.html", tmp_path / "report.html"):
         looked = tmp_path / "looked.html"
-        looked.write_text(page.read_text().replace("</body>", f"<script>{LOOK}</script></body>"))
+        text = page.read_text().replace("</body>", f"<script>{LOOK}</script></body>")
+        assert "(prefers-color-scheme: dark)" in text
+        looked.write_text(text.replace("(prefers-color-scheme: dark)", "all") if dark else text)
         assert CHROMIUM is not None
         command = [CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", f"--window-size={width},900",
                    f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", looked.as_uri()]

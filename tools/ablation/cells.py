@@ -8,16 +8,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from engine.errors import RunFolderError
+from engine.run_folder import write_atomically
+from tools.ablation.foreign import ForeignWork
 from tools.ablation.matching import MatchedArm, different, flat
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LAST_WORDS = 12
+_LOOK_S = 1.0
+"""Between two looks at who uses the machine."""
 GRACE_S = 60.0
 """Seconds that a run which is asked to end may take to write its checkpoint."""
 
@@ -39,6 +44,23 @@ class Cell:
     def log(self) -> Path:
         """What the run prints, over all its tries."""
         return self.folder.with_name(self.folder.name + ".log")
+
+    @property
+    def tries(self) -> list[dict[str, Any]]:
+        """How what lies there was made: :class:`Ended`, machine, versions and command of each try, oldest first."""
+        file = self._tries_file
+        tries: list[dict[str, Any]] = json.loads(file.read_text()) if file.exists() else []
+        return tries
+
+    def write_tries(self, tries: Sequence[Mapping[str, Any]]) -> None:
+        """So that later calls, which take the run over, can tell of it."""
+        self.folder.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self._tries_file, (json.dumps(tries, indent=1) + "\n").encode())
+
+    @property
+    def _tries_file(self) -> Path:
+        # Beside the folder, as the log: a run that failed early has no folder, and a run's folder is the run's own.
+        return self.folder.with_name(self.folder.name + ".json")
 
     @property
     def summary(self) -> dict[str, Any] | None:
@@ -79,8 +101,10 @@ class Ended:
     failed: str
     """Empty: the run is complete; else in a few words why it is not."""
     seconds: float
-    load: tuple[float, float]
-    """Load average of the machine before and after."""
+    foreign: float | None = None
+    """Share of all cores (0..1) that others than this ablation used; None: not known."""
+    begun: str = ""
+    """Date and time, UTC."""
 
 
 def run_cell(cell: Cell, deadline_s: float, started: Callable[[subprocess.Popen[bytes]], None]) -> Ended:
@@ -95,24 +119,29 @@ def run_cell(cell: Cell, deadline_s: float, started: Callable[[subprocess.Popen[
     path = os.pathsep.join(filter(None, (str(_ROOT), os.environ.get("PYTHONPATH", ""))))
     command = [sys.executable, "-m", "tools.train", *cell.arm.overrides, f"seed={cell.seed}",
                f"run.dir={cell.folder}", "run.exists=resume"]
-    began, load = time.monotonic(), os.getloadavg()[0]
+    began, begun, work = time.monotonic(), f"{datetime.now(UTC):%Y-%m-%d %H:%M:%S}", ForeignWork()
     with cell.log.open("ab") as log:
         process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.DEVNULL,
                                    stdout=log, stderr=log, start_new_session=True)
         started(process)
-        code = _wait(process, deadline_s)
+        code = _wait(process, deadline_s, work.look)
     failed = "" if code == 0 else f"not done in {deadline_s:.0f} s" if code is None else f"exit code {code}"
     if not failed and cell.summary is None:
         failed = "it ended before its last update"
-    return Ended(failed, time.monotonic() - began, (load, os.getloadavg()[0]))
+    # On a cluster that was there before, actors descend from others.
+    share = work.share if cell.arm.config.cluster.address == "local" else None
+    return Ended(failed, time.monotonic() - began, share, begun)
 
 
-def _wait(process: subprocess.Popen[bytes], deadline_s: float) -> int | None:
-    """The exit code; None where the deadline ended it."""
-    try:
-        return process.wait(deadline_s)
-    except subprocess.TimeoutExpired:
-        process.send_signal(signal.SIGTERM)
+def _wait(process: subprocess.Popen[bytes], deadline_s: float, look: Callable[[], None]) -> int | None:
+    """The exit code; None where the deadline ended it. ``look`` is called about once a second while it lives."""
+    until = time.monotonic() + deadline_s
+    while (left := until - time.monotonic()) > 0:
+        try:
+            return process.wait(min(left, _LOOK_S))
+        except subprocess.TimeoutExpired:
+            look()
+    process.send_signal(signal.SIGTERM)
     try:
         process.wait(GRACE_S)
     except subprocess.TimeoutExpired:

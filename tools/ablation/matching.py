@@ -100,17 +100,23 @@ def _require_same_prompts(first: MatchedArm, arm: MatchedArm) -> None:
 
 
 def undeclared(ablation: AblationConfig, arms: Sequence[MatchedArm]) -> list[str]:
-    """A sentence for every arm that differs from the first in more than the overrides of both say."""
+    """A sentence for every arm that differs from the one it stands against in more than the overrides of both say.
+
+    An arm that stands against none is compared with the first.
+    """
     said = {arm.name: [_key(override) for override in arm.overrides] for arm in ablation.arms}
+    against = {arm.name: arm.against for arm in ablation.arms}
     matched = ["learning.updates"] if ablation.match is Match.samples else []
+    by_name = {arm.name: arm for arm in arms}
     notes = []
     for arm in arms[1:]:
-        declared = [*said[arms[0].name], *said[arm.name], *matched]
-        extra = [key for key in different(arms[0].flat, arm.flat)
+        before = by_name.get(against[arm.name], arms[0])
+        declared = [*said[before.name], *said[arm.name], *matched]
+        extra = [key for key in different(before.flat, arm.flat)
                  if not any(key == name or key.startswith(name + ".") for name in declared)]
-        values = [f"{key} ({arms[0].flat.get(key)!r}, {arm.flat.get(key)!r})" for key in extra]
+        values = [f"{key} ({before.flat.get(key)!r}, {arm.flat.get(key)!r})" for key in extra]
         if values:
-            notes.append(f"Arms {arms[0].name} and {arm.name} differ in more than they say: {', '.join(values)}.")
+            notes.append(f"Arms {before.name} and {arm.name} differ in more than they say: {', '.join(values)}.")
     return notes
 
 

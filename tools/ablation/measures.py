@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from tools.ablation.arms import TargetConfig
-from tools.story.curves import first_reach
+from tools.story.curves import bracket, first_reach
 from tools.story.folder import RunStory
 from tools.story.work import decode_steps, idle_shares
 
@@ -15,6 +15,9 @@ MEASURES: dict[str, str] = {
     "tokens_per_step": "tokens per decoding step of a generator",
     "seconds_to_target": "seconds to the target",
     "samples_to_target": "samples to the target",
+    "updates_to_target": "updates to the target",
+    "target_after_updates": "update of the last evaluation below the target",
+    "target_by_updates": "update of the first evaluation that reaches it",
     "accuracy": "held-out accuracy at the end",
     "length_tokens": "mean length, tokens",
     "staleness_versions": "mean staleness, versions",
@@ -25,6 +28,8 @@ MEASURES: dict[str, str] = {
     "train_seconds": "seconds of training",
 }
 """Name -> what it says. Besides, shares: ``idle/ACTOR``, ``masked/REASON``, ``dropped/REASON``, ``staleness/AGE``."""
+BRACKET = ("target_after_updates", "target_by_updates")
+"""Between these two evaluations the target was crossed; where is a matter of interpolation."""
 
 
 def samples_an_update(story: RunStory) -> float:
@@ -42,13 +47,16 @@ def measure(story: RunStory, target: TargetConfig, metrics: Sequence[str] = ()) 
     samples = float(story.ledger["trajectories"]["trained"])
     consumed = float(tokens["carried_loss"] + sum(tokens["masked"].values()))
     points, steps = curves.at_commit(target.metric), decode_steps(story)
-    accuracy = curves["heldout/accuracy"]
+    accuracy, learned = curves["heldout/accuracy"], [(float(point.update), point.value) for point in points]
+    after, by = bracket(learned, target.value) or (None, None)
     found: dict[str, float | None] = {
         "samples_per_second": samples / seconds if seconds else None,
         "tokens_per_second": consumed / seconds if seconds else None,
         "tokens_per_step": tokens["generated"] / steps if steps else None,
         "seconds_to_target": first_reach([(point.seconds, point.value) for point in points], target.value),
-        "samples_to_target": first_reach([(point.update * each, point.value) for point in points], target.value),
+        "samples_to_target": first_reach([(update * each, value) for update, value in learned], target.value),
+        "updates_to_target": first_reach(learned, target.value),
+        "target_after_updates": after, "target_by_updates": by,
         "accuracy": accuracy[-1].value if accuracy else None,
         "length_tokens": consumed / samples if samples else None,
         "staleness_versions": curves.mean("schedule/staleness_mean_versions"),
@@ -69,6 +77,11 @@ def _shares(story: RunStory) -> dict[str, float | None]:
     histogram = (story.summary or {}).get("staleness_histogram", {})
     carried = max(sum(histogram.values()), 1)
     return found | {f"staleness/{age}": count / carried for age, count in histogram.items()}
+
+
+def value_of(run: Mapping[str, float | None], name: str) -> float | None:
+    """A measure of a run; a reason or staleness that it does not name is 0 there."""
+    return run.get(name, 0.0 if name.partition("/")[0] in ("masked", "dropped", "staleness") else None)
 
 
 def label(name: str) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 
@@ -20,12 +19,12 @@ _GRID = 80
 Curve = list[tuple[float, float]]
 
 
-def arm_plots(cells: Sequence[Cell], stories: Mapping[str, RunStory | str], mark: tuple[str, float]) -> str:
-    """Four plots; ``mark`` is the metric and value that runs are to reach."""
-    by_arm: dict[str, list[RunStory]] = defaultdict(list)
+def arm_plots(cells: Sequence[Cell], stories: Mapping[str, RunStory | str], arms: Sequence[str],
+              mark: tuple[str, float]) -> str:
+    """Four plots; ``arms`` are names in the order of their colours, ``mark`` the metric and value to be reached."""
+    by_arm: dict[str, list[RunStory]] = {name: [] for name in arms}
     for cell in cells:
         story = stories[cell.name]
-        by_arm[cell.arm.name]  # an arm without a run keeps its colour
         if isinstance(story, RunStory):
             by_arm[cell.arm.name].append(story)
     at = mark[1] if mark[0] == "heldout/accuracy" else None

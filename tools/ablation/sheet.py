@@ -7,12 +7,21 @@ from html import escape
 from typing import Any
 
 from tools.ablation.cells import Cell
+from tools.ablation.made import in_words
 from tools.ablation.plots import arm_plots
-from tools.ablation.tables import PARTS, inside_noise, links_table, measures_table
+from tools.ablation.tables import (
+    NOISE,
+    PARTS,
+    differences_table,
+    inside_noise,
+    links_table,
+    measures_table,
+    switches,
+)
 from tools.pages.page import bullets, figure, grid, legend, section, sheet
 from tools.pages.stacks import stacks
 from tools.pages.svg import tag
-from tools.pages.table import html_table
+from tools.pages.table import MARK, html_table
 from tools.pages.whiskers import Whisker, whiskers
 from tools.story.folder import RunStory
 
@@ -29,15 +38,20 @@ def ablation_sheet(outcome: Mapping[str, Any], cells: Sequence[Cell], stories: M
     body = [tag("p", escape(outcome["about"])) if outcome["about"] else "", legend(arms),
             bullets(outcome["notes"]),
             section("Learning", f"The dashed level is the target, {target['metric']} {target['value']:g}.",
-                    arm_plots(cells, stories, (target["metric"], target["value"])))]
+                    arm_plots(cells, stories, arms, (target["metric"], target["value"])))]
     if outcome["links"]:
         body.append(_causes(outcome))
     if outcome["simulated"]:
         body.append(section("Separate devices, simulated", outcome["simulated"]["text"],
-                            html_table(outcome["simulated"]["header"], outcome["simulated"]["rows"])))
-    body += [section("Measures", "Mean over seeds, under it the 95 % interval (Student's t). Shares of tokens are "
-                     "of all that were generated.", html_table(*measures_table(outcome))), _tokens(outcome),
-             _failures(outcome), _made(outcome)]
+                            html_table(outcome["simulated"]["header"], outcome["simulated"]["rows"]),
+                            bullets(outcome["simulated"]["assumptions"])))
+    body += [section("Measures", "Mean over seeds, under it the 95 % interval (Student's t). Shares of tokens are of "
+                     f"all that were generated. {MARK} here: the difference to {arms[0]}, paired by seed, is outside the "
+                     "noise.",
+                     html_table(*measures_table(outcome))),
+             section(f"Beside {arms[0]}", f"Paired by seed: factors (x), and differences where they have no x. {NOISE}",
+                     html_table(*differences_table(outcome))),
+             _tokens(outcome), _failures(outcome), _made(outcome)]
     return sheet(f"Ablation: {outcome['name']}", under, body)
 
 
@@ -49,9 +63,12 @@ def _causes(outcome: Mapping[str, Any]) -> str:
         if rows and part in ("speed", "time"):
             figures.append(figure(name.capitalize(), "factor over the arm before; grey: within the noise.",
                                   whiskers(rows, name)))
-    text = ("One switch at a time. Faster to the target = tokens per second x shorter responses x fewer samples x a "
-            "residual; factors above 1 are faster, each with its 95 % interval over seeds, paired by seed.")
-    return section("What the speed-up is made of", text, grid(figures), html_table(*links_table(outcome)))
+    text = ("One step at a time. Faster to the target = tokens per second x shorter responses x fewer samples x a "
+            "residual; factors above 1 are faster, each with its 95 % interval, paired by seed, all over those seeds "
+            "that reached the target in both arms, if any did. The accuracy is a difference, and part of no product. "
+            + NOISE)
+    return section("What the speed-up is made of", text, grid(figures), html_table(*links_table(outcome)),
+                   tag("p", "What each step changes:"), bullets(switches(outcome)))
 
 
 def _tokens(outcome: Mapping[str, Any]) -> str:
@@ -85,6 +102,6 @@ def _failures(outcome: Mapping[str, Any]) -> str:
 
 def _made(outcome: Mapping[str, Any]) -> str:
     rows = [[arm["name"], " ".join(arm["overrides"]) or "-"] for arm in outcome["arms"]]
-    machine = ", ".join(f"{key} {value}" for key, value in outcome["machine"].items())
-    return section("How it was made", f"Every arm starts from: {' '.join(outcome['base'])}. Machine: {machine}.",
+    text = f"Every arm starts from: {' '.join(outcome['base'])}. {in_words(outcome['made'])}"
+    return section("How it was made", text,
                    html_table(["arm", "its own options"], rows, words=True))

@@ -35,6 +35,7 @@ th:first-child, td:first-child { text-align: left; min-width: 150px; } td small 
 thead th { color: var(--muted); font-weight: 600; } .legend { display: flex; flex-wrap: wrap; gap: 4px 18px;
   font-size: 13px; margin: 8px 0 0; } .legend svg { width: 28px; flex: none; } .legend span { display: flex;
   align-items: center; gap: 6px; }
+td.marked { font-weight: 600; } td.marked small { font-weight: 400; }
 .words th, .words td { text-align: left; } .notes li { margin: 3px 0; }
 pre { background: var(--panel); padding: 10px 12px; border-radius: 6px; overflow-x: auto;
   font-size: 12px; } .tiles { display: flex; flex-wrap: wrap; gap: 10px 34px; margin: 14px 0 4px; }

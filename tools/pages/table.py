@@ -8,6 +8,8 @@ from html import escape
 
 from tools.pages.svg import tag
 
+MARK = "\N{DAGGER}"
+
 
 @dataclass(frozen=True, slots=True)
 class Cell:
@@ -15,6 +17,13 @@ class Cell:
 
     text: str
     small: str = ""
+    marked: bool = False
+    """Stands out, and carries the sign ``MARK``: what that means, the text beside the table says."""
+
+    @property
+    def signed(self) -> str:
+        """The text with its sign."""
+        return f"{self.text} {MARK}" if self.marked else self.text
 
 
 Row = Sequence[Cell | str]
@@ -29,7 +38,8 @@ def html_table(header: Sequence[str], rows: Sequence[Row], words: bool = False) 
     head = tag("tr", "".join(tag("th", escape(name), scope="col") for name in header))
     body = "".join(
         tag("tr", "".join(
-            tag("td", escape(cell.text) + (tag("small", escape(cell.small)) if cell.small else ""))
+            tag("td", escape(cell.signed) + (tag("small", escape(cell.small)) if cell.small else ""),
+                **({"class_": "marked"} if cell.marked else {}))
             for cell in map(_cell, row)
         ))
         for row in rows
@@ -49,7 +59,7 @@ def markdown_table(header: Sequence[str], rows: Sequence[Row]) -> str:
     """
     def said(value: Cell | str) -> str:
         cell = _cell(value)
-        return (cell.text + (f" ({cell.small})" if cell.small else "")).replace("|", "\\|")
+        return (cell.signed + (f" ({cell.small})" if cell.small else "")).replace("|", "\\|")
 
     lines = [[said(value) for value in row] for row in (header, *rows)]
     shown = ["| " + " | ".join(line) + " |" for line in lines]

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tools.pages.scale import Scale, short
+from tools.pages.scale import Scale
 from tools.pages.svg import drawing, path, shortened, tag, text
 
-_WIDTH, _ROW, _LABEL, _VALUE, _TOP = 560, 34, 190, 130, 10
+_WIDTH, _ROW, _LABEL, _VALUE, _TOP = 560, 34, 190, 140, 10
 _TICKS = (0.1, 0.2, 0.33, 0.5, 0.67, 0.8, 1.0, 1.25, 1.5, 2.0, 3.0, 5.0, 10.0)
 
 
@@ -49,7 +49,7 @@ def _row(row: Whisker, y: float, axis: Scale) -> str:
     if row.low is not None and row.high is not None:
         ends = [min(max(axis(math.log(edge)), axis.start), axis.stop) for edge in (row.low, row.high)]
         parts.append(path([(ends[0], y), (ends[1], y)], class_=f"whisker s{colour}"))
-        said += f"  {short(row.low)} to {short(row.high)}"
+        said += f"  {row.low:.2f} to {row.high:.2f}"
     parts.append(tag("circle", cx=axis(math.log(row.mean)), cy=y, r=4.5, class_=f"f{colour}"))
     parts.append(text(said, axis.stop + 10, y + 4))
     return "".join(parts)

@@ -66,10 +66,14 @@ class Curves:
                 if value is not None and math.isfinite(value)]
 
     def at_commit(self, name: str) -> list[Point]:
-        """The same at the time when the version was committed, not when its evaluation ended."""
+        """The same at the time when the version was committed, not when its evaluation ended; by update.
+
+        Versions may be evaluated long after, when training is over.
+        """
         commits = {point.update: point.seconds for point in self["schedule/update_seconds"]}
-        return [Point(point.update, commits.get(point.update, 0.0 if point.update == 0 else point.seconds),
-                      point.value) for point in self[name]]
+        points = [Point(point.update, commits.get(point.update, 0.0 if point.update == 0 else point.seconds),
+                        point.value) for point in self[name]]
+        return sorted(points, key=lambda point: point.update)
 
     @property
     def updates(self) -> int:
@@ -113,4 +117,17 @@ def first_reach(points: Sequence[tuple[float, float]], target: float) -> float |
                 return x
             return before[0] + (x - before[0]) * (target - before[1]) / (y - before[1])
         before = (x, y)
+    return None
+
+
+def bracket(points: Sequence[tuple[float, float]], target: float) -> tuple[float, float] | None:
+    """The points (x, y) between which :func:`first_reach` puts ``target``, by x; twice the first one if it is there.
+
+    Example:
+        >>> bracket([(0, 0.2), (10, 0.6)], 0.5)
+        (0, 10)
+    """
+    for i, (x, y) in enumerate(points):
+        if y >= target:
+            return points[max(i - 1, 0)][0], x
     return None

@@ -195,3 +195,19 @@ def test_the_set_refuses_overlap_twin_ids_and_empty_sides():
         PromptSet((a,), ())
     with pytest.raises(PromptError, match="no training prompts"):
         PromptSet((), (a,))
+
+
+def test_the_digest_is_of_what_is_asked_whatever_options_led_there(tmp_path):
+    asked, again = ([Prompt.ask(str(n), f"What is {n}?", str(n)) for n in range(4)] for _ in range(2))
+    digest = PromptSet(tuple(asked[:3]), (asked[3],)).digest()
+    assert len(digest) == 32
+    assert PromptSet(tuple(again[:3]), (again[3],)).digest() == digest
+    others = [Prompt.ask("0", "What is 0 ?", "0"), Prompt.ask("00", "What is 0?", "0"),
+              Prompt.ask("0", "What is 0?", "1")]
+    sets = [PromptSet((other, *asked[1:3]), (asked[3],)) for other in others]
+    sets += [PromptSet(tuple(asked[:2]), tuple(asked[2:])), PromptSet((asked[1], asked[0], asked[2]), (asked[3],))]
+    assert len({digest, *(one.digest() for one in sets)}) == 6, "text, id, answer, side and order"
+    file = write_questions(tmp_path / "q.jsonl", range(9))
+    before = load_prompts(file_config(file, num_heldout=2)).digest()
+    write_questions(tmp_path / "q.jsonl", range(10))
+    assert load_prompts(file_config(file, num_heldout=2)).digest() != before, "equal options, another file"

@@ -2,12 +2,13 @@
 
 import json
 import os
+import re
 import sys
 
 import pytest
 
 from engine.errors import RunFolderError
-from tests.tools.run_folders import write_run
+from tests.tools.run_folders import SMOKE, write_run
 from tools.ablation import cells as room
 from tools.ablation.arms import Match
 from tools.ablation.cells import run_cell
@@ -17,8 +18,12 @@ from tools.ablation.matrix import cells_of
 
 @pytest.fixture
 def cell(ablation):
-    config = ablation()
-    return cells_of(config, match_arms(config))[0]
+    return first_of(ablation())
+
+
+def first_of(config):
+    """The cell of ``sync`` and seed 0, whenever it is run."""
+    return next(cell for cell in cells_of(config, match_arms(config)) if cell.name == "sync seed 0")
 
 
 def stands_in(monkeypatch, program):
@@ -34,6 +39,8 @@ def test_a_run_is_told_its_options_and_leaves_what_it_prints(cell, monkeypatch):
     ended = run_cell(cell, 60.0, started.append)
     assert ended.failed == "it ended before its last update"
     assert len(started) == 1
+    assert ended.foreign is None or 0.0 <= ended.foreign <= 1.0
+    assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d", ended.begun)
     assert cell.last_words.splitlines() == [
         "experiment=smoke", "learning.updates=4", "seed=0", f"run.dir={cell.folder}", "run.exists=resume"]
 
@@ -69,7 +76,7 @@ def test_only_a_whole_run_has_a_summary(cell, ablation):
     write_run(cell.folder)
     assert cell.summary["updates"] == 4
     timed = ablation(match=Match.seconds, amount=3)
-    longer = cells_of(timed, match_arms(timed))[0]
+    longer = first_of(timed)
     assert longer.summary is not None, "its time was up"
     file = cell.folder / "summary.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"updates": 2, "train_seconds": 2.0}))
@@ -87,3 +94,27 @@ def test_a_folder_with_other_options_is_refused(cell):
         cell.require_same_options()
 
 
+@pytest.mark.parametrize(("address", "share"), [("local", 0.25), ("10.0.0.1:6379", None)])
+def test_others_are_looked_for_while_the_run_lives(ablation, monkeypatch, address, share):
+    cell, looks = first_of(ablation(base=[*SMOKE, f"cluster.address={address}"])), []
+
+    class Work:
+        share = 0.25
+
+        def look(self):
+            looks.append(len(looks))
+            if len(looks) == 3:
+                (cell.folder.parent / "go").touch()
+
+    monkeypatch.setattr(room, "ForeignWork", Work)
+    monkeypatch.setattr(room, "_LOOK_S", 0.01)
+    stands_in(monkeypatch, f"import os\nwhile not os.path.exists({str(cell.folder.parent / 'go')!r}): os.sched_yield()")
+    assert run_cell(cell, 60.0, lambda _: None).foreign == share
+    assert len(looks) >= 3
+
+
+def test_how_a_run_was_made_lies_beside_it(cell):
+    assert cell.tries == []
+    cell.write_tries([{"failed": "exit code 1"}, {"failed": ""}])
+    assert cell.tries == [{"failed": "exit code 1"}, {"failed": ""}]
+    assert not cell.folder.exists(), "a run's folder is the run's own"

@@ -40,6 +40,16 @@ def test_what_nobody_declared_is_named(ablation):
     assert note == "Arms a and b differ in more than they say: learning.keep_checkpoints (4, 2)."
 
 
+def test_an_arm_is_compared_with_the_one_it_stands_against(ablation):
+    base = [*SMOKE, "learning.keep_checkpoints=${schedule.batch_groups}"]
+    arms = [ArmConfig("a"), ArmConfig("b", ["schedule.batch_groups=2"]),
+            ArmConfig("c", ["schedule.batch_groups=2", "loss.tau=0.2"], against="b")]
+    notes = undeclared(config := ablation(base=base, arms=arms), match_arms(config))
+    assert [note.partition(" differ")[0] for note in notes] == ["Arms a and b"], "c has it of b"
+    skipped = ablation(base=base, arms=arms, only=["a", "c"])
+    assert [note.partition(" differ")[0] for note in undeclared(skipped, match_arms(skipped))] == ["Arms a and c"]
+
+
 def test_a_group_declares_all_its_keys(ablation):
     config = ablation()
     first, second = match_arms(config)

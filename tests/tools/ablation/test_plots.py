@@ -16,7 +16,7 @@ def test_the_band_goes_from_least_to_largest_where_all_seeds_have_values():
 def test_an_arm_without_runs_is_no_obstacle(matrix):
     _, cells = matrix()
     stories = stories_of(cells) | {cell.name: "gone" for cell in cells if cell.arm.name == "sync"}
-    drawn = arm_plots(cells, stories, ("heldout/accuracy", 0.5))
+    drawn = arm_plots(cells, stories, ["sync", "ahead"], ("heldout/accuracy", 0.5))
     assert drawn.count("<figure>") == 4
     assert 'class="line s1"' in drawn, "colours stay with their arms"
     assert 'class="line s0"' not in drawn

@@ -9,7 +9,7 @@ def test_a_factor_above_one_lies_right_of_no_difference(texts):
     (one,) = re.findall(r'<path d="M([\d.]+) [^"]*" class="mark"', drawn)
     assert left < float(one) < right
     assert drawn.count('class="whisker') == 1, "one seed has no whisker"
-    assert "1.50x  1.2 to 1.9" in texts(drawn)
+    assert "1.50x  1.20 to 1.90" in texts(drawn)
 
 
 def test_a_wide_interval_does_not_squeeze_the_rest():

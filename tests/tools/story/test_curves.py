@@ -3,7 +3,7 @@ import json
 import pytest
 
 from engine.errors import RunFolderError
-from tools.story.curves import Curves, Point, first_reach, read_lines
+from tools.story.curves import Curves, Point, bracket, first_reach, read_lines
 
 LINES = [
     {"update": 0, "seconds": 5.0, "heldout/accuracy": 0.2},
@@ -39,6 +39,11 @@ def test_training_time_begins_with_the_first_update():
 def test_an_evaluation_counts_from_the_commit_of_its_version():
     points = Curves(LINES).at_commit("heldout/accuracy")
     assert [(point.update, point.seconds) for point in points] == [(0, 0.0), (1, 2.0)]
+    late = [*LINES[:2], LINES[3], {"update": 2, "seconds": 60.0, "heldout/accuracy": 0.7},
+            {"update": 1, "seconds": 90.0, "heldout/accuracy": 0.6}]
+    points = Curves(late).at_commit("heldout/accuracy")
+    assert [(point.update, point.seconds, point.value) for point in points] == [
+        (0, 0.0, 0.2), (1, 2.0, 0.6), (2, 4.0, 0.7)], "however long after training it was evaluated"
 
 
 @pytest.mark.parametrize(("points", "reached"), [
@@ -47,3 +52,11 @@ def test_an_evaluation_counts_from_the_commit_of_its_version():
 ])
 def test_where_a_curve_first_reaches_a_level(points, reached):
     assert first_reach(points, 0.5) == reached
+
+
+@pytest.mark.parametrize(("points", "between"), [
+    ([(0, 0.9)], (0, 0)), ([(0, 0.1), (4, 0.5)], (0, 4)), ([(0, 0.1), (2, 0.4), (9, 0.6), (12, 0.7)], (2, 9)),
+    ([(0, 0.1)], None), ([], None),
+])
+def test_between_which_points_a_curve_reaches_a_level(points, between):
+    assert bracket(points, 0.5) == between
