@@ -305,7 +305,7 @@ def test_a_dropped_group_says_how_old_it_is():
     scene.draw("p", "q")
     scene.finish("a", 0)
     scene.update(1)
-    (dropped, _) = scene(ev.GeneratorLost("a"))
+    (dropped,) = scene(ev.GeneratorLost("a"))
     assert dropped == ev.DropGroup(1, "q", DropReason.given_up, age_versions=1)
 
 

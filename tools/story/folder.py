@@ -46,8 +46,8 @@ class RunStory:
         config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
         assert isinstance(config, dict)
         curves = Curves(read_lines(path / "metrics.jsonl"))
-        summary, missing = _summary(path), []
-        missing += _unfinished(path, config["learning"], curves, summary)
+        summary = _summary(path)
+        missing = _unfinished(path, config["learning"], curves, summary)
         if is_full(path / "trace.json"):
             missing.append("trace.json was full before the run ended (run.max_trace_mib): its lanes stop there, and "
                            "idle shares are those of the summary.")
