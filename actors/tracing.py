@@ -43,8 +43,8 @@ DRIVER = "driver"
 BEGINS = "training begins"
 VERSION = "version"
 _LEAST_WAIT_S = 1e-4
-_INSIDE_S = 1e-6
-"""An arrow is bound to the slice that its point lies in, so not to its very end."""
+_INSIDE_S = 2e-6
+"""An arrow is bound to the slice that its point lies in, so not to its very end; one microsecond may be rounded away."""
 
 
 @dataclass(slots=True)
@@ -195,7 +195,8 @@ class Tracer:
         lane.last = max(lane.last, stop + offset)
         lane.waits = [("the driver", lane.last)]
         if spans:
-            self._draw_arrows(actor, value, max(spans[-1].stop + offset - _INSIDE_S, first))
+            last = spans[-1]
+            self._draw_arrows(actor, value, max(last.stop + offset - _INSIDE_S, last.start + offset, first))
         return stop - start
 
     def _draw_waits(self, actor: str, lane: Lane, until: float) -> None:

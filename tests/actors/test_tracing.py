@@ -200,6 +200,24 @@ def test_an_answer_that_tells_nothing_takes_no_time(traced, run_folder):
     check_nesting(lanes["driver"])
 
 
+def test_an_arrow_lies_inside_its_slice_however_its_time_is_rounded(traced, run_folder):
+    # A clock of this size has steps of a quarter of a microsecond, and two halves may round to one number.
+    began, step = 1_700_000_000.0, 2.0**-22
+    for key in range(16):
+        with traced.handling("judge#1", "judge", 1.0, JudgeReport({})):
+            traced.saw(ev.Admit(key, "p", (key,)))
+        start = began + key
+        spans = (Span("judge", start, start + 0.001 + key * step),)
+        with traced.handling(f"judge#{key + 2}", "judge", start, JudgeReport({key: None}, spans=spans)):
+            pass
+    traced.close()
+    events = read_trace(run_folder.trace_file)
+    slices = {e["tid"]: (e["ts"], e["ts"] + e["dur"]) for e in events if e["ph"] == "X" and e["name"] == "judge"}
+    points = [(e["ts"], slices[e["tid"]]) for e in events if e["ph"] == "t"]
+    assert points
+    assert [(at, found) for at, found in points if not found[0] <= at < found[1]] == []
+
+
 def test_arrows_of_a_dropped_group_end_where_it_is_dropped(traced, run_folder):
     with traced.handling("judge#1", "judge", 1.0, JudgeReport({})):
         traced.saw(ev.Admit(0, "p", (7, 8)))

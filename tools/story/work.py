@@ -91,7 +91,11 @@ def idle_shares(story: RunStory) -> dict[str, float]:
     events = read_trace(trace) if trace.exists() else []
     names = Counter(event["name"] for event in events)
     if events and names[_BEGINS] <= 1 and not names[FULL]:
-        work = {name: [one for one in stretches if not one.wait] for name, stretches in _lanes(events)}
+        lanes = _lanes(events)
+        if story.summary is None:
+            # The last moments of a live run, or of one that was killed, are not in the file.
+            seconds = min(seconds, max((one.stop for _, stretches in lanes for one in stretches), default=seconds))
+        work = {name: [one for one in stretches if not one.wait] for name, stretches in lanes}
         for name, stretches in work.items():
             busy[_actor(name)] += covered(stretches, seconds)
         if _serial(story) and _DRIVER in work:

@@ -79,6 +79,13 @@ def test_in_one_process_the_work_of_others_is_not_the_drivers(tmp_path, cluster,
     assert ("inside the driver's" in work_lanes(story)[1]) is (cluster == "serial")
 
 
+def test_of_a_run_without_its_end_only_what_the_trace_covers_counts(tmp_path):
+    folder = write_run(tmp_path / "run", updates=20, whole=False)
+    write_trace(folder, "")
+    assert RunStory.read(folder).seconds == 10.0
+    assert idle_shares(RunStory.read(folder)) == {"generator-0": 0.5}, "of the 4 seconds that it tells of"
+
+
 def test_without_a_trace_the_learner_alone_is_known_by_time(tmp_path):
     story = RunStory.read(write_run(tmp_path / "run", whole=False))
     ((name, stretches),), origin = work_lanes(story)
