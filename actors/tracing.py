@@ -44,7 +44,7 @@ BEGINS = "training begins"
 VERSION = "version"
 _LEAST_WAIT_S = 1e-4
 _INSIDE_S = 2e-6
-"""An arrow is bound to the slice that its point lies in, so not to its very end; one microsecond may be rounded away."""
+"""An arrow is bound to the slice that its point lies in, so not to its very end; one microsecond may round away."""
 
 
 @dataclass(slots=True)
