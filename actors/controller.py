@@ -188,9 +188,9 @@ class Controller:
     def _pump(self) -> None:
         for group in self.roster.lost_causes():
             self.roster.remove(group.group_id)
-            reason = DropReason(group.doomed)
+            reason, age = DropReason(group.doomed), self.version.updates - group.oldest
             self._commands.append(ev.DropGroup(group.group_id, group.prompt_id, reason,
-                                               quarantine=reason is DropReason.poison_prompt))
+                                               reason is DropReason.poison_prompt, age))
         if self.finished:
             return
         if self.version.updates >= self._updates and not self.roster.training:

@@ -10,7 +10,8 @@ controller alone knows what an actor lacks. A lane begins with the answer to its
     evaluator#1   the same, for held-out prompts
 
 Every gap of a lane is a slice ``wait: ...``. The first trajectory of some groups is followed by arrows from
-the draw of its prompt over its generators and its judge to the update that trained it.
+the draw of its prompt over its generators and its judge to the update that trained it, or to the answer with
+which the driver dropped it. What is under way when the run ends has arrows without an end.
 
 Clocks of other machines are set right by what cannot be: no work starts before it was asked for, and none
 ends after its answer arrived.
@@ -42,8 +43,8 @@ DRIVER = "driver"
 BEGINS = "training begins"
 VERSION = "version"
 _LEAST_WAIT_S = 1e-4
-_INSIDE_S = 1e-6
-"""An arrow is bound to the slice that its point lies in, so not to its very end."""
+_INSIDE_S = 2e-6
+"""An arrow is bound to the slice that its point lies in, so not to its very end; one microsecond may round away."""
 
 
 @dataclass(slots=True)
@@ -150,7 +151,7 @@ class Tracer:
             self._writer.slice(DRIVER, name, start, now(), {})
 
     def saw(self, command: ev.Command) -> None:
-        """The controller decided something: arrows begin where prompts were drawn."""
+        """The controller decided something: arrows begin where prompts were drawn, and end where groups are dropped."""
         if isinstance(command, ev.Train):
             self._training = command.group_ids
         elif self._writer is not None and self._handling and isinstance(command, ev.Admit):
@@ -158,6 +159,9 @@ class Tracer:
                 self._followed[command.trajectory_ids[0]] = command.group_id
                 self._writer.arrow(DRIVER, command.trajectory_ids[0], now(), "s")
         elif isinstance(command, ev.DropGroup):
+            if self._writer is not None and self._handling:
+                for key in [key for key, group in self._followed.items() if group == command.group_id]:
+                    self._writer.arrow(DRIVER, key, now(), "f")
             self._forget((command.group_id,))
 
     def left(self, actor: str) -> None:
@@ -191,7 +195,8 @@ class Tracer:
         lane.last = max(lane.last, stop + offset)
         lane.waits = [("the driver", lane.last)]
         if spans:
-            self._draw_arrows(actor, value, max(spans[-1].stop + offset - _INSIDE_S, first))
+            last = spans[-1]
+            self._draw_arrows(actor, value, max(last.stop + offset - _INSIDE_S, last.start + offset, first))
         return stop - start
 
     def _draw_waits(self, actor: str, lane: Lane, until: float) -> None:

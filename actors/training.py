@@ -97,7 +97,7 @@ class Training:
     def _leave(self, group_ids: tuple[int, ...]) -> list[int]:
         return [key for group_id in group_ids for key in self.members.pop(group_id)]
 
-    def _left(self, prompt_id: str, lengths: list[int], correct: list[bool], lost: str, age: int = 0) -> None:
+    def _left(self, prompt_id: str, lengths: list[int], correct: list[bool], lost: str, age: int) -> None:
         """A group was trained or lost: the meter of selection bias hears of it."""
         prompt = self._driver.prompts.by_id[prompt_id]
         self._driver.observer.selection.left(LeftGroup(
@@ -137,7 +137,7 @@ class Training:
         lengths = driver.replay("forget", command.group_id)
         members = self.members.pop(command.group_id)
         correct = driver.judging.forget(members)
-        self._left(command.prompt_id, list(lengths.values()), correct, command.reason.value)
+        self._left(command.prompt_id, list(lengths.values()), correct, command.reason.value, command.age_versions)
         driver.ledger.drop(members, command.reason)
         if command.quarantine:
             driver.draw.quarantine(command.prompt_id)

@@ -29,6 +29,8 @@ R = TypeVar("R")
 
 TOUCH_S = 0.001
 """Two spans of one kind with less than this between them are one."""
+FULL = "the trace is full: raise run.max_trace_mib"
+"""Name of the event after which a life adds nothing."""
 _FLUSH_S = 0.5
 _TAIL = b"\n]\n"
 _ORIGIN = time.time() - time.perf_counter()
@@ -161,8 +163,7 @@ class TraceWriter:
         line = json.dumps(event, separators=(",", ":"))
         if self._size + len(line) > self._max_bytes:
             self.full = True
-            line = json.dumps({"ph": "i", "s": "g", "name": "the trace is full: raise run.max_trace_mib",
-                               "pid": 1, "tid": 0, "ts": event.get("ts", 0)})
+            line = json.dumps({"ph": "i", "s": "g", "name": FULL, "pid": 1, "tid": 0, "ts": event.get("ts", 0)})
         self._size += len(line) + 2
         self._pending.append(line)
         if self.full or time.monotonic() - self._flushed > _FLUSH_S:
@@ -222,6 +223,11 @@ def _is_event(line: bytes) -> bool:
         return isinstance(json.loads(line), dict)
     except ValueError:
         return False
+
+
+def is_full(path: Path) -> bool:
+    """Whether a life of the run stopped adding to its trace, so that what came later is not in it."""
+    return path.exists() and FULL.encode() in path.read_bytes()
 
 
 def read_trace(path: Path) -> list[dict[str, Any]]:

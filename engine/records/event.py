@@ -156,6 +156,8 @@ class DropGroup:
     reason: DropReason
     quarantine: bool = False
     """Never draw its prompt again."""
+    age_versions: int = 0
+    """Versions from its oldest token, or from its issue where nothing was sampled, to now."""
 
 
 @dataclass(frozen=True, slots=True)

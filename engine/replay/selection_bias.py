@@ -12,9 +12,13 @@ finished or lost:
   an effect of at least ``EFFECT``.
 - kinds and tags: under no bias, the lost groups of one kind follow a hypergeometric distribution. Its
   exact upper tail, times the kinds that are compared (Bonferroni), is held against a.
+- ages: the same distance and threshold as for lengths, told but without an alarm. A group's age is counted when it
+  leaves, and how it leaves decides it: stale groups are old by definition, a failed judge ends a group at
+  once, and a trained one has waited for its batch.
 
-Each look at a window raises a false alarm with probability of at most a for each of the three. Groups that a
-filter dropped on purpose (no spread, end of run) are not counted: that bias is wanted.
+Each look at a window raises a false alarm with probability of at most a for each of the first three. That level is
+of one look, not of a run, which looks at every update. Groups that a filter dropped on purpose (no spread,
+end of run) are not counted: that bias is wanted.
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import math
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 
 from engine.records.trajectory import DropReason
 
@@ -36,6 +41,8 @@ FEWEST = 8
 WANTED = frozenset({DropReason.no_spread, DropReason.end_of_run, DropReason.rollback, DropReason.non_finite})
 """Drops that are a filter's, or that say nothing of the prompt."""
 STALE = "stale"
+BINS = 16
+"""Of the histogram of lengths."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +56,7 @@ class LeftGroup:
     labels: tuple[str, ...]
     """Its prompt's kind and tags."""
     age: int = 0
-    """Versions from its oldest token to the update that trained it."""
+    """Versions from its oldest token to when it left."""
     lost: str = ""
     """Why it was not trained; empty: it was."""
 
@@ -76,6 +83,11 @@ def ks_distance(left: Sequence[float], right: Sequence[float]) -> float:
 def ks_threshold(n: int, m: int, level: float = LEVEL) -> float:
     """Distance that two samples of these sizes exceed with probability ``level``, if nothing tells them apart."""
     return math.sqrt(-math.log(level / 2.0) / 2.0 * (n + m) / (n * m))
+
+
+def effect(kept: Sequence[float], gone: Sequence[float]) -> float:
+    """Distance between the trained and all that were generated, from the trained and the lost."""
+    return ks_distance(kept, gone) * len(gone) / max(len(kept) + len(gone), 1)
 
 
 def upper_tail(groups: int, of_kind: int, lost: int, lost_of_kind: int) -> float:
@@ -114,14 +126,13 @@ class SelectionBias:
         trained, lost = self._sides()
         if not self._groups:
             return {}
-        share = len(lost) / len(self._groups)
-        kept, gone = _successes(trained, lost)
-        judged_share = len(gone) / max(len(kept) + len(gone), 1)
         values = {
-            "selection/lost_fraction": share,
+            "selection/lost_fraction": len(lost) / len(self._groups),
             "selection/generated_length_mean_tokens": _mean([group.length for group in self._groups]),
-            "selection/length_distance": share * ks_distance(*_lengths(trained, lost)),
-            "selection/success_distance": judged_share * ks_distance(kept, gone),
+            "selection/generated_age_mean_versions": _mean([float(group.age) for group in self._groups]),
+            "selection/length_distance": effect(*_lengths(trained, lost)),
+            "selection/success_distance": effect(*_successes(trained, lost)),
+            "selection/age_distance": effect(*_ages(trained, lost)),
             "selection/kind_share_min": min(self._ratios().values(), default=1.0),
             "selection/alarm": float(bool(self.findings())),
         }
@@ -152,8 +163,7 @@ class SelectionBias:
         if min(len(kept), len(gone)) < FEWEST:
             return []
         distance, threshold = ks_distance(kept, gone), ks_threshold(len(kept), len(gone))
-        effect = distance * len(gone) / (len(kept) + len(gone))
-        if distance <= threshold or effect < EFFECT:
+        if distance <= threshold or effect(kept, gone) < EFFECT:
             return []
         text = (f"selection bias: {what} of the {len(gone)} groups lost on the way (mean {_mean(gone):.3g} {unit}) "
                 f"are not those of the {len(kept)} trained ({_mean(kept):.3g}): distance {distance:.2f}, by chance "
@@ -186,7 +196,25 @@ class SelectionBias:
         """For ``summary.json``: numbers of the last window, alarms so far, and what is found now."""
         return {"window_groups": len(self._groups), "alarms": self.alarms, "findings": self.findings(),
                 "kind_shares": {label: round(ratio, 4) for label, ratio in sorted(self._ratios().items())},
-                "lost": dict(Counter(group.lost for group in self._groups if group.lost)), **self.metrics()}
+                "lost": dict(Counter(group.lost for group in self._groups if group.lost)),
+                "distributions": self.distributions(), **self.metrics()}
+
+    def distributions(self) -> dict[str, object]:
+        """Groups that were generated and that were trained, by length, success rate, age and kind.
+
+        Counts of equal bins from 0 on, their ``width``, the ``distance`` of the two, and ``chance``: what it
+        stays below at the level of one look where nothing selects, None of too few groups.
+        """
+        trained, lost = self._sides()
+        lengths = _lengths(trained, lost)
+        kept = Counter(label for group in trained for label in group.labels)
+        every = Counter(label for group in self._groups for label in group.labels)
+        return {
+            "length_tokens": _compared(*lengths, math.ceil((max(chain(*lengths), default=0.0) + 1.0) / BINS)),
+            "success": _compared(*_successes(trained, lost), 0.1),
+            "age_versions": _compared(*_ages(trained, lost), 1.0),
+            "kinds": {label: {"generated": count, "trained": kept[label]} for label, count in sorted(every.items())},
+        }
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -200,3 +228,21 @@ def _lengths(trained: Sequence[LeftGroup], lost: Sequence[LeftGroup]) -> tuple[l
 def _successes(trained: Sequence[LeftGroup], lost: Sequence[LeftGroup]) -> tuple[list[float], list[float]]:
     return ([group.success for group in trained if group.success is not None],
             [group.success for group in lost if group.success is not None])
+
+
+def _ages(trained: Sequence[LeftGroup], lost: Sequence[LeftGroup]) -> tuple[list[float], list[float]]:
+    return [float(group.age) for group in trained], [float(group.age) for group in lost]
+
+
+def _counts(values: Sequence[float], width: float) -> list[int]:
+    # 0.3 / 0.1 is a little less than 3.
+    bins = Counter(int(value / width + 1e-9) for value in values)
+    return [bins[k] for k in range(max(bins, default=-1) + 1)]
+
+
+def _compared(kept: list[float], gone: list[float], width: float) -> dict[str, object]:
+    chance = None
+    if min(len(kept), len(gone)) >= FEWEST:
+        chance = ks_threshold(len(kept), len(gone)) * len(gone) / (len(kept) + len(gone))
+    return {"width": width, "generated": _counts([*kept, *gone], width), "trained": _counts(kept, width),
+            "distance": effect(kept, gone), "chance": chance}

@@ -299,6 +299,16 @@ def test_a_trajectory_that_dies_too_often_is_given_up_and_its_slot_refilled():
     assert scene(ev.GeneratorLost("a")) == [dropped, ev.Draw(1)]
 
 
+def test_a_dropped_group_says_how_old_it_is():
+    scene = Scene(max_attempts=1)
+    scene.join("a")
+    scene.draw("p", "q")
+    scene.finish("a", 0)
+    scene.update(1)
+    (dropped,) = scene(ev.GeneratorLost("a"))
+    assert dropped == ev.DropGroup(1, "q", DropReason.given_up, age_versions=1)
+
+
 def test_a_prompt_in_two_deaths_is_quarantined_but_not_while_it_is_learned():
     scene = Scene(max_attempts=9)
     scene.join("a")

@@ -11,9 +11,11 @@ from actors.tracing import BEGINS, Lane, Tracer, waits_for
 from engine.config.schedule import ScheduleConfig
 from engine.records import event as ev
 from engine.records.span import Span
+from engine.records.trajectory import DropReason
 from engine.records.version import PolicyVersion
 from engine.records.work import GeneratorReport, JudgeReport
-from engine.trace import read_trace
+from engine.replay.ledger import read_journal
+from engine.trace import TraceWriter, read_trace
 from tests.actors.fake_driver import changed
 from tests.end_to_end.harness import ASYNC, train
 
@@ -56,9 +58,14 @@ def overrides(request):
 
 
 @pytest.fixture(scope="module")
-def events(overrides, tmp_path_factory):
+def folder(overrides, tmp_path_factory):
     folder = tmp_path_factory.mktemp("traced")
     train(folder, "learning.updates=2", "evaluation.every=1", "prompts.num_heldout=2", *overrides)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def events(folder):
     return json.loads((folder / "trace.json").read_text())
 
 
@@ -107,6 +114,38 @@ def test_arrows_lead_from_a_prompt_to_its_update(events):
         assert roles[0] == "driver"
         assert roles[-2:] == ["judge", "learner"]
         assert set(roles[1:-2]) == {"generator"}
+
+
+def test_every_flow_has_one_start_and_one_end_bound_to_slices(folder, events):
+    slices, flows = defaultdict(list), defaultdict(list)
+    for event in events:
+        if event["ph"] == "X":
+            slices[event["tid"]].append((event["ts"], event["ts"] + event["dur"]))
+        elif event["ph"] in "stf":
+            assert (event["cat"], event["name"], event["bp"]) == ("trajectory", "trajectory", "e")
+            flows[event["id"]].append(event)
+    trained, under_way = set(), set()
+    for kind, *rest in read_journal(folder / "ledger.msgpack"):
+        trained |= set(rest[0]) if kind == "consume" else set()
+        under_way |= set(rest[0]) if kind == "drop" and rest[1] == "end_of_run" else set()
+    assert flows.keys() & trained
+    for key, found in flows.items():
+        phases = [event["ph"] for event in sorted(found, key=lambda event: event["ts"])]
+        whole = ["s", *["t"] * (len(phases) - 2), "f"]
+        assert phases == (["s", *["t"] * (len(phases) - 1)] if key in under_way else whole), key
+        for event in found:
+            assert any(start <= event["ts"] < stop for start, stop in slices[event["tid"]]), event
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.999])
+def test_a_run_cut_anywhere_leaves_a_trace_to_read_and_to_go_on_with(folder, events, tmp_path, share):
+    whole, cut = (folder / "trace.json").read_bytes(), tmp_path / "trace.json"
+    cut.write_bytes(whole[: int(len(whole) * share)])
+    kept = read_trace(cut)
+    assert kept == events[: len(kept)]
+    assert len(kept) >= cut.read_bytes().count(b"\n") - 1, "all but the torn line"
+    TraceWriter(cut, 10**9).close()
+    assert json.loads(cut.read_text()) == kept
 
 
 # ---- parts --------------------------------------------------------------------------------------------
@@ -159,6 +198,35 @@ def test_an_answer_that_tells_nothing_takes_no_time(traced, run_folder):
     lanes = lanes_of(read_trace(run_folder.trace_file))
     assert {name for _, _, name in lanes["driver"]} == {"judge: judge", "replay: judged"}
     check_nesting(lanes["driver"])
+
+
+def test_an_arrow_lies_inside_its_slice_however_its_time_is_rounded(traced, run_folder):
+    # A clock of this size has steps of a quarter of a microsecond, and two halves may round to one number.
+    began, step = 1_700_000_000.0, 2.0**-22
+    for key in range(16):
+        with traced.handling("judge#1", "judge", 1.0, JudgeReport({})):
+            traced.saw(ev.Admit(key, "p", (key,)))
+        start = began + key
+        spans = (Span("judge", start, start + 0.001 + key * step),)
+        with traced.handling(f"judge#{key + 2}", "judge", start, JudgeReport({key: None}, spans=spans)):
+            pass
+    traced.close()
+    events = read_trace(run_folder.trace_file)
+    slices = {e["tid"]: (e["ts"], e["ts"] + e["dur"]) for e in events if e["ph"] == "X" and e["name"] == "judge"}
+    points = [(e["ts"], slices[e["tid"]]) for e in events if e["ph"] == "t"]
+    assert points
+    assert [(at, found) for at, found in points if not found[0] <= at < found[1]] == []
+
+
+def test_arrows_of_a_dropped_group_end_where_it_is_dropped(traced, run_folder):
+    with traced.handling("judge#1", "judge", 1.0, JudgeReport({})):
+        traced.saw(ev.Admit(0, "p", (7, 8)))
+    with traced.handling("judge#1", "judge", 1.0, JudgeReport({})):
+        traced.saw(ev.DropGroup(0, "p", DropReason.no_spread))
+        traced.saw(ev.DropGroup(0, "p", DropReason.no_spread))
+    traced.close()
+    arrows = [(e["ph"], e["id"]) for e in read_trace(run_folder.trace_file) if e["ph"] in "stf"]
+    assert arrows == [("s", 7), ("f", 7)]
 
 
 def test_what_is_lacked_follows_from_the_state_of_the_controller():

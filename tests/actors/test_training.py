@@ -84,8 +84,8 @@ def test_the_meter_of_selection_bias_hears_of_trained_groups(driver, training, b
 
 def test_the_meter_of_selection_bias_hears_of_lost_groups(driver, training):
     driver.judging.forget.return_value = []
-    training.drop(ev.DropGroup(0, "p", DropReason.given_up))
-    driver.observer.selection.left.assert_called_once_with(LeftGroup(5.0, None, ("math", "hard"), 0, "given_up"))
+    training.drop(ev.DropGroup(0, "p", DropReason.given_up, age_versions=4))
+    driver.observer.selection.left.assert_called_once_with(LeftGroup(5.0, None, ("math", "hard"), 4, "given_up"))
 
 
 def test_an_update_that_is_not_finite_drops_its_groups(driver, training):

@@ -8,7 +8,7 @@ import pytest
 
 from engine import trace
 from engine.errors import RunFolderError
-from engine.trace import TraceWriter, now, read_trace, recording, since, span, spanned
+from engine.trace import FULL, TraceWriter, is_full, now, read_trace, recording, since, span, spanned
 
 
 @pytest.fixture
@@ -123,8 +123,18 @@ def test_it_stops_growing_and_says_so(file):
     writer.close()
     events = json.loads(file.read_text())
     assert writer.full
-    assert "max_trace_mib" in events[-1]["name"]
+    assert is_full(file)
+    assert events[-1]["name"] == FULL
+    assert "max_trace_mib" in FULL
     assert file.stat().st_size < 3300
+
+
+def test_a_trace_that_was_not_full_and_none_at_all_are_not_full(file):
+    assert not is_full(file)
+    writer = TraceWriter(file, 10**6)
+    writer.slice("driver", "work", 1.0, 2.0, {})
+    writer.close()
+    assert not is_full(file)
 
 
 def test_refusals_name_the_file_and_the_remedy(tmp_path):

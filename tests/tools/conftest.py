@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
@@ -71,3 +72,13 @@ def looked_at(tmp_path) -> Iterator[Callable[..., Path]]:
     yield make
     for lock in locks:
         lock.release()
+
+
+@pytest.fixture
+def texts() -> Callable[[str], list[str]]:
+    """Every text of a piece of markup, in order; parsing it fails where it is not well formed."""
+    def read(markup: str) -> list[str]:
+        root = ElementTree.fromstring(f"<all>{markup.replace('&nbsp;', ' ')}</all>")
+        return [text.strip() for text in root.itertext() if text.strip()]
+
+    return read

@@ -8,6 +8,7 @@ from typing import Any
 
 from engine.records.trajectory import DropReason
 from engine.replay.ledger import Ledger
+from engine.replay.selection_bias import LeftGroup, SelectionBias
 from tools.ablation.matching import composed
 
 SMOKE = ("experiment=smoke",)
@@ -47,7 +48,9 @@ def line(update: int, at: float, seconds: float) -> dict[str, Any]:
     return {"update": update, "seconds": at, "schedule/update_seconds": seconds, "learn/seconds": seconds / 2,
             "rollout/reward_mean": 0.1 * update, "rollout/length_mean_tokens": 10.0, "learn/behaviour_kl": 0.001,
             "learn/logprob_gap_mean_nats": 0.01, "schedule/staleness_mean_versions": 0.5,
-            "schedule/staleness_max_versions": 1.0, "generate/tokens_per_second": 100.0}
+            "schedule/staleness_max_versions": 1.0, "generate/tokens_per_second": 100.0,
+            "selection/length_distance": 0.1 * update, "selection/success_distance": 0.0,
+            "selection/age_distance": 0.0, "selection/alarm": float(update > 2)}
 
 
 def evaluation(update: int, at: float, accuracy: float) -> dict[str, Any]:
@@ -66,5 +69,15 @@ def summary(seed: int, updates: int, seconds: float, ledger: Ledger, accuracy: f
     """What the end of a run writes."""
     return {"name": "smoke", "updates": updates, "train_seconds": seconds, "seed": seed, "git_commit": "c0ffee",
             "accuracy_before": 0.2, "accuracy_after": accuracy, "overlap_seconds": 0.25 * seconds,
-            "staleness_histogram": {"0": 3, "1": 1}, "ledger": ledger.counts(),
+            "staleness_histogram": {"0": 3, "1": 1}, "ledger": ledger.counts(), "selection": selection(),
             "busy_seconds": {"generator-0#1": 0.25 * seconds, "generator-0#2": 0.5 * seconds, "learner": 0.5 * seconds}}
+
+
+def selection() -> dict[str, object]:
+    """A meter's window in which long answers of the hard kind were given up."""
+    meter = SelectionBias()
+    for k in range(40):
+        lost = "given_up" if k % 4 == 3 else ""
+        meter.left(LeftGroup(90.0 if lost else 10.0 + k % 5, (k % 5) / 4, ("sums", "<hard>" if lost else "easy"), k % 3,
+                             lost))
+    return meter.summary()

@@ -18,6 +18,7 @@ from engine.errors import RunFolderError
 from engine.run_folder import write_atomically
 from tools.ablation.foreign import ForeignWork
 from tools.ablation.matching import MatchedArm, different, flat
+from tools.story.folder import reached_end
 
 _ROOT = Path(__file__).resolve().parents[2]
 _LAST_WORDS = 12
@@ -70,8 +71,7 @@ class Cell:
             return None
         summary: dict[str, Any] = json.loads(file.read_text())
         learning = self.arm.config.learning
-        ended = learning.max_seconds and summary["train_seconds"] >= learning.max_seconds
-        return summary if ended or summary["updates"] >= learning.updates else None
+        return summary if reached_end(summary, learning.updates, learning.max_seconds) else None
 
     def require_same_options(self) -> None:
         """What lies in the folder was made with these options, or nothing lies there.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from html import escape
 
 from tools.pages.scale import short
 from tools.pages.svg import SERIES, drawing, shortened, tag, text
@@ -42,16 +43,27 @@ def stack_key(names: Sequence[str], waits: str = "") -> str:
 
 def columns(counts: Sequence[tuple[str, float]], title: str, x_label: str) -> str:
     """Upright bars of counts, as a histogram; labels are thinned where they would touch."""
+    return _upright([(label, [count]) for label, count in counts], [""], title, x_label)
+
+
+def pairs(rows: Sequence[tuple[str, float, float]], names: tuple[str, str], title: str, x_label: str) -> str:
+    """Two upright bars beside each other for every label, in colours 0 and 1."""
+    return _upright([(label, [one, other]) for label, one, other in rows], names, title, x_label)
+
+
+def _upright(rows: Sequence[tuple[str, Sequence[float]]], names: Sequence[str], title: str, x_label: str) -> str:
     height, base, left = 220, 180, 46
-    most = max([count for _, count in counts] + [1e-9])
-    step = (_WIDTH - left) / max(len(counts), 1)
+    most = max([value for _, values in rows for value in values] + [1e-9])
+    step = (_WIDTH - left) / max(len(rows), 1)
     every = max(1, round(44 / step + 0.49))
     parts = [text(short(most), left - 8, 18, text_anchor="end"), text("0", left - 8, base, text_anchor="end")]
-    for i, (label, count) in enumerate(counts):
-        x, tall = left + i * step, (base - 12) * count / most
-        parts.append(tag("rect", tag("title", f"{label}: {short(count)}"), x=x + 1, y=base - tall,
-                         width=max(step - 2, 0.5), height=tall, class_="f0"))
+    for i, (label, values) in enumerate(rows):
+        x, width = left + i * step, (step - 2) / len(names)
+        for k, (name, value) in enumerate(zip(names, values, strict=True)):
+            tall, said = (base - 12) * value / most, f"{label}, {name}" if name else label
+            parts.append(tag("rect", tag("title", escape(f"{said}: {short(value)}")), x=x + 1 + k * width,
+                             y=base - tall, width=max(width, 0.5), height=tall, class_=f"f{k}"))
         if i % every == 0:
-            parts.append(text(label, x + step / 2, base + 17, text_anchor="middle"))
+            parts.append(text(shortened(label, max(6, int(step / 7))), x + step / 2, base + 17, text_anchor="middle"))
     parts.append(text(x_label, (left + _WIDTH) / 2, height - 4, text_anchor="middle"))
     return drawing(_WIDTH, height, title, "".join(parts))

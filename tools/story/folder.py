@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
+from actors.status import COMPLETE, is_live, read_status
+from actors.status import FILE as STATUS_FILE
 from engine.errors import LedgerError, RunFolderError
 from engine.replay.ledger import read_journal
+from engine.trace import is_full
 from tools.audit import Books
 from tools.story.curves import Curves, read_lines
 
@@ -42,10 +46,11 @@ class RunStory:
         config = OmegaConf.to_container(OmegaConf.load(path / "config.yaml"))
         assert isinstance(config, dict)
         curves = Curves(read_lines(path / "metrics.jsonl"))
-        summary, missing = _summary(path), []
-        if summary is None:
-            planned = config["learning"]["updates"]
-            missing.append(f"The run was cut off: {curves.updates} of {planned} updates are there, no summary.")
+        summary = _summary(path)
+        missing = _unfinished(path, config["learning"], curves, summary)
+        if is_full(path / "trace.json"):
+            missing.append("trace.json was full before the run ended (run.max_trace_mib): its lanes stop there, and "
+                           "idle shares are those of the summary.")
         if not curves["heldout/accuracy"]:
             missing.append("No version was evaluated.")
         ledger = summary["ledger"] if summary else _books(path / "ledger.msgpack", missing)
@@ -65,6 +70,28 @@ class RunStory:
     def seconds(self) -> float:
         """Training time."""
         return float(self.summary["train_seconds"]) if self.summary else self.curves.seconds
+
+
+def reached_end(summary: Mapping[str, Any], updates: int, max_seconds: float) -> bool:
+    """Whether a run made all its updates, or used all its time."""
+    return bool(summary["updates"] >= updates or (max_seconds and summary["train_seconds"] >= max_seconds))
+
+
+def _unfinished(path: Path, learning: Mapping[str, Any], curves: Curves,
+                summary: Mapping[str, Any] | None) -> list[str]:
+    """A sentence where the run has not reached its end."""
+    planned = learning["updates"]
+    if summary is None:
+        # A summary is written before the folder is let go, so a live run is one without.
+        if is_live(path):
+            return [f"The run is still running: {curves.updates} of {planned} updates so far, no summary yet."]
+        return [f"The run was cut off: {curves.updates} of {planned} updates are there, no summary."]
+    # Batches that are only written, and those learned from such, are not counted as the updates of the options.
+    told = read_status(path)["state"] if (path / STATUS_FILE).exists() else ""
+    if told == COMPLETE or reached_end(summary, planned, learning["max_seconds"]):
+        return []
+    done = max(summary["updates"], curves.updates)
+    return [f"The run was stopped at {done} of {planned} updates; a resume goes on from there."]
 
 
 def _summary(path: Path) -> dict[str, Any] | None:

@@ -16,6 +16,7 @@ from tools.pages.stacks import columns
 from tools.pages.svg import tag
 from tools.pages.table import html_table
 from tools.story.folder import RunStory
+from tools.story.selection import selection
 from tools.story.work import idle_shares, waits, work_lanes
 
 _SAMPLES = 12
@@ -37,6 +38,7 @@ def run_sheet(story: RunStory) -> str:
         section("Learning", "", grid(_curves(story, samples))),
         section("What became of everything", "From issued to trained or dropped; widths are shares.",
                 grid(_flows(story.ledger))),
+        selection(story),
         _read(samples),
         section("Options", "", tag("details", tag("summary", "config.yaml") + tag("pre", escape(
             (story.path / "config.yaml").read_text())))),

@@ -135,7 +135,47 @@ def test_an_alarm_is_told_once_until_it_is_over():
     assert made.alarms == 2
 
 
+def test_ages_of_what_was_lost_are_told_beside_those_of_what_was_trained():
+    groups = [LeftGroup(50.0, None, ("math",), 1) for _ in range(30)]
+    groups += [LeftGroup(50.0, None, ("math",), 3, "stale") for _ in range(10)]
+    made = meter(groups)
+    values = made.metrics()
+    assert values["selection/age_distance"] == pytest.approx(10 / 40)
+    assert values["selection/generated_age_mean_versions"] == pytest.approx(1.5)
+    assert values["selection/trained_age_mean_versions"] == 1.0
+    ages = made.distributions()["age_versions"]
+    assert (ages["width"], ages["generated"], ages["trained"]) == (1.0, [0, 30, 0, 10], [0, 30])
+    assert ages["distance"] > ages["chance"]
+    assert made.findings() == [], "how a group leaves decides its age"
+
+
+def test_ages_that_nothing_selects_stay_below_what_chance_explains():
+    rng = random.Random(8)
+    beyond = 0
+    for _ in range(LOOKS):
+        groups = [LeftGroup(50.0, None, ("math",), rng.randrange(4), rng.choice(["", "", "given_up"]))
+                  for _ in range(90)]
+        ages = meter(groups).distributions()["age_versions"]
+        beyond += ages["distance"] > ages["chance"]
+    expected = LEVEL * LOOKS
+    assert beyond <= expected + 3 * expected**0.5
+
+
+def test_histograms_hold_every_group_and_every_trained_one():
+    left = ((0, 0.0, ""), (15, 0.3, ""), (16, 1.0, "given_up"), (31, None, "judge_failed"))
+    groups = [LeftGroup(float(length), success, ("math", "hard" if lost else "easy"), 0, lost)
+              for length, success, lost in left]
+    told = meter(groups).summary()["distributions"]
+    assert told["length_tokens"] == {"width": 2, "generated": [1, *[0] * 6, 1, 1, *[0] * 6, 1],
+                                     "trained": [1, *[0] * 6, 1], "distance": 0.5, "chance": None}
+    assert told["success"]["generated"] == [1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 1], "nobody judged the last"
+    assert told["success"]["trained"] == [1, 0, 0, 1]
+    assert told["kinds"] == {"math": {"generated": 4, "trained": 2}, "easy": {"generated": 2, "trained": 2},
+                             "hard": {"generated": 2, "trained": 0}}
+
+
 def test_an_empty_window_says_nothing():
     assert SelectionBias().metrics() == {}
     assert SelectionBias().findings() == []
     assert SelectionBias().summary()["kind_shares"] == {}
+    assert SelectionBias().distributions()["length_tokens"]["generated"] == []

@@ -1,6 +1,7 @@
 import re
+from itertools import pairwise
 
-from tools.pages.stacks import columns, stacks
+from tools.pages.stacks import columns, pairs, stacks
 
 
 def test_shares_fill_a_row_and_keep_their_colour(texts):
@@ -16,3 +17,12 @@ def test_columns_are_as_tall_as_their_counts(texts):
     tall = [float(height) for height in re.findall(r'height="([\d.]+)" class="f0"', drawn)]
     assert tall == sorted(tall)
     assert texts(columns([], "lengths", "tokens"))[-1] == "tokens"
+
+
+def test_pairs_stand_beside_each_other(texts):
+    drawn = pairs([("<a>", 4.0, 2.0), ("b", 0.0, 3.0)], ("generated", "trained"), "kinds", "kind")
+    bars = re.findall(r'<rect x="([\d.]+)" y="[\d.]+" width="([\d.]+)" height="([\d.]+)" class="f(\d)"', drawn)
+    assert [bar[3] for bar in bars] == ["0", "1", "0", "1"]
+    assert float(bars[0][2]) == 2 * float(bars[1][2])
+    assert all(float(one[0]) + float(one[1]) <= float(other[0]) + 0.02 for one, other in pairwise(bars))
+    assert "<a>, trained: 2" in texts(drawn)

@@ -5,6 +5,8 @@ import pytest
 from engine.errors import RunFolderError
 from engine.records.trajectory import DropReason
 from engine.replay.ledger import Ledger
+from engine.run_folder import FileLock
+from engine.trace import FULL
 from tests.tools.run_folders import write_run
 from tools.story.folder import RunStory
 
@@ -28,6 +30,41 @@ def test_a_run_cut_off_tells_what_there_is_and_what_is_missing(tmp_path):
         "in_transit": 0}
     assert story.ledger["trajectories"]["buffered"] == 1
     assert story.seconds == 2.0
+
+
+@pytest.mark.parametrize(("overrides", "done", "state", "missing"), [
+    ((), 4, "", ()),
+    ((), 3, "", ("The run was stopped at 3 of 4 updates; a resume goes on from there.",)),
+    ((), 3, "stopped", ("The run was stopped at 3 of 4 updates; a resume goes on from there.",)),
+    (("learning.max_seconds=2.5",), 3, "", ()),
+    (("learning.max_seconds=9.0",), 3, "", ("The run was stopped at 3 of 4 updates; a resume goes on from there.",)),
+    # Who only writes batches, or learns from some, is done with fewer updates.
+    ((), 3, "complete", ()),
+])
+def test_a_stopped_run_says_where(tmp_path, overrides, done, state, missing):
+    folder = write_run(tmp_path / "run", *overrides, updates=4)
+    summary = json.loads((folder / "summary.json").read_text())
+    (folder / "summary.json").write_text(json.dumps(summary | {"updates": done, "train_seconds": float(done)}))
+    lines = (folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_text("".join(one for one in lines if json.loads(one)["update"] <= done))
+    if state:
+        (folder / "status.json").write_text(json.dumps({"state": state}))
+    assert RunStory.read(folder).missing == missing
+
+
+def test_a_live_run_is_not_cut_off(tmp_path):
+    folder = write_run(tmp_path / "run", whole=False)
+    lock = FileLock.acquire(folder / ".lock")
+    assert RunStory.read(folder).missing == ("The run is still running: 2 of 4 updates so far, no summary yet.",)
+    lock.release()
+    assert "cut off" in " ".join(RunStory.read(folder).missing)
+
+
+def test_a_trace_that_was_full_is_told(tmp_path):
+    folder = write_run(tmp_path / "run")
+    (folder / "trace.json").write_text("[\n" + json.dumps({"ph": "i", "name": FULL, "pid": 1, "tid": 0, "ts": 0}))
+    (told,) = RunStory.read(folder).missing
+    assert told.startswith("trace.json was full")
 
 
 def test_dropped_tokens_of_a_run_cut_off_are_counted(tmp_path):

@@ -9,7 +9,7 @@ from tools.story.sheet import chosen_samples, run_sheet
 def test_a_page_holds_everything_that_is_there(tmp_path, whole):
     page = run_sheet(RunStory.read(write_run(tmp_path / "run", whole=whole)))
     for part in ("Timeline", "Held-out accuracy", "Staleness", "carried loss", "masked: zero advantage", "v0.1",
-                 "1 + &lt;1&gt;?"):
+                 "Generated against trained", "1 + &lt;1&gt;?"):
         assert part in page, part
     assert ("was cut off" in page) is not whole
 

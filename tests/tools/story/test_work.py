@@ -1,5 +1,8 @@
 import json
 
+import pytest
+
+from engine.trace import FULL
 from tests.tools.run_folders import write_run
 from tools.pages.lanes import Stretch
 from tools.story.folder import RunStory
@@ -47,6 +50,40 @@ def test_a_trace_with_a_pause_in_it_tells_nothing_of_idleness(tmp_path):
     again = {"ph": "i", "s": "g", "name": "training begins", "pid": 1, "tid": 1, "ts": 60_000_000}
     write_trace(folder, f",\n{json.dumps(again)}\n]\n")
     assert idle_shares(RunStory.read(folder)) == {"generator-0": 0.25, "learner": 0.5}, "the summary knows both lives"
+
+
+def test_a_trace_that_was_full_tells_nothing_of_idleness_nor_of_steps(tmp_path):
+    folder = write_run(tmp_path / "run")
+    full = {"ph": "i", "s": "g", "name": FULL, "pid": 1, "tid": 0, "ts": 4_000_000}
+    write_trace(folder, f",\n{json.dumps(full)}\n]\n")
+    story = RunStory.read(folder)
+    assert idle_shares(story) == {"generator-0": 0.25, "learner": 0.5}, "the summary knows all of it"
+    assert decode_steps(story) == 0
+    assert "trace.json was full" in " ".join(story.missing)
+
+
+@pytest.mark.parametrize(("cluster", "idle"), [("serial", 0.75), ("ray", 0.25)])
+def test_in_one_process_the_work_of_others_is_not_the_drivers(tmp_path, cluster, idle):
+    folder = write_run(tmp_path / "run", *(["cluster=ray"] if cluster == "ray" else []))
+    driver = [
+        {"ph": "M", "name": "thread_name", "pid": 1, "tid": 2, "args": {"name": "driver"}},
+        # From 1 s to 4 s of training; the generator works until the 2nd.
+        {"ph": "X", "name": "generator: advance", "pid": 1, "tid": 2, "ts": 2_000_000, "dur": 3_000_000, "args": {}},
+        {"ph": "X", "name": "replay: deliver", "pid": 1, "tid": 2, "ts": 2_000_000, "dur": 1_000_000, "args": {}},
+        {"ph": "M", "name": "thread_name", "pid": 1, "tid": 3, "args": {"name": "learner"}},
+        {"ph": "X", "name": "forward", "pid": 1, "tid": 3, "ts": 3_500_000, "dur": 1_000_000, "args": {}},
+    ]
+    write_trace(folder, "".join(f",\n{json.dumps(event)}" for event in driver))
+    story = RunStory.read(folder)
+    assert idle_shares(story) == {"driver": idle, "generator-0": 0.5, "learner": 0.75}
+    assert ("inside the driver's" in work_lanes(story)[1]) is (cluster == "serial")
+
+
+def test_of_a_run_without_its_end_only_what_the_trace_covers_counts(tmp_path):
+    folder = write_run(tmp_path / "run", updates=20, whole=False)
+    write_trace(folder, "")
+    assert RunStory.read(folder).seconds == 10.0
+    assert idle_shares(RunStory.read(folder)) == {"generator-0": 0.5}, "of the 4 seconds that it tells of"
 
 
 def test_without_a_trace_the_learner_alone_is_known_by_time(tmp_path):
