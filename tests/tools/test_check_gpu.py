@@ -86,19 +86,20 @@ def test_every_part_fits_the_whole() -> None:
 
 
 def test_the_tests_that_need_a_gpu_are_chosen() -> None:
-    command = list(PARTS["tests"].command)
-    chosen = command[command.index("-k") + 1]
-    tests = [name for name in command if name.startswith("tests/") and not name.endswith(".py")]
-    listed = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-k", chosen, *tests],
-                            cwd=check_gpu.ROOT, capture_output=True, text=True, timeout=300, check=True).stdout
-    for name in ("test_policy_gradient.py::test_what_does_not_fit_is_nan_on_a_gpu",
-                 "test_packed_rows.py::test_what_does_not_fit_is_nan_on_a_gpu",
-                 "test_segments.py::test_what_does_not_fit_is_nan_on_a_gpu",
-                 "test_version_mask.py::test_a_version_from_the_future_is_counted_as_minus_one_on_a_gpu",
-                 "weights/test_conformance.py::test_every_type_arrives_bit_for_bit[Nccl]",
-                 "weights/test_conformance.py::test_every_type_arrives_bit_for_bit[CudaIpcApart]",
-                 "weights/test_word_digest.py::test_a_gpu_finds_the_same"):
-        assert name in listed
+    wanted = {
+        "tests/engine/ops/test_policy_gradient.py": "test_what_does_not_fit_is_nan_on_a_gpu",
+        "tests/engine/ops/test_packed_rows.py": "test_what_does_not_fit_is_nan_on_a_gpu",
+        "tests/engine/ops/test_segments.py": "test_what_does_not_fit_is_nan_on_a_gpu",
+        "tests/engine/ops/test_version_mask.py": "test_a_version_from_the_future_is_counted_as_minus_one_on_a_gpu",
+        "tests/engine/weights/test_conformance.py": "test_every_type_arrives_bit_for_bit[Nccl]",
+        "tests/engine/weights/test_word_digest.py": "test_a_gpu_finds_the_same",
+    }
+    command = PARTS["tests"].command
+    assert [file for file in wanted if not file.startswith(tuple(f"{folder}/" for folder in command[-4:]))] == []
+    listed = subprocess.run([sys.executable, "-m", "pytest", "--collect-only", "-k", command[command.index("-k") + 1],
+                             *wanted], cwd=check_gpu.ROOT, capture_output=True, text=True, timeout=300, check=True)
+    chosen = listed.stdout.splitlines()
+    assert [name for file, test in wanted.items() if (name := f"{file}::{test}") not in chosen] == []
 
 
 def test_two_ranks_of_nccl_may_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
