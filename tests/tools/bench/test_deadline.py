@@ -5,14 +5,13 @@ import signal
 import subprocess
 import sys
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tools.bench import deadline
 from tools.bench.deadline import within
 
-ROOT = Path(__file__).parents[3]
 # Says when it is ready, then waits for SIGTERM.
 POLITE = """
 import signal, sys
@@ -30,24 +29,24 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 wait = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('ready', flush=True); signal.pause()"
 subprocess.run([sys.executable, "-c", wait])
 """
-# Waits for a child of its own, as a benchmark does for a run.
-BETWEEN = """
-import signal, subprocess, sys
-from tools.bench.deadline import within
-signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-process = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE, text=True)
-print(process.stdout.readline().strip(), flush=True)
-try:
-    within(process, 60.0, 10.0)
-finally:
-    print("the child ended with", process.returncode, flush=True)
-"""
 
 
-def started(program: str, *arguments: str, own_session: bool = False) -> subprocess.Popen[str]:
+class Interrupted(subprocess.Popen[str]):
+    """A signal arrives while somebody waits for it."""
+
+    signals = 1
+
+    def communicate(self, *arguments: Any, **options: Any) -> tuple[str, str]:
+        if self.signals:
+            self.signals -= 1
+            raise SystemExit(143)
+        return super().communicate(*arguments, **options)
+
+
+def started(program: str, own_session: bool = False,
+            kind: type[subprocess.Popen[str]] = subprocess.Popen) -> subprocess.Popen[str]:
     """A process that has said that it is ready."""
-    process = subprocess.Popen([sys.executable, "-c", program, *arguments], cwd=ROOT, stdout=subprocess.PIPE,
-                               text=True, start_new_session=own_session)
+    process = kind([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, start_new_session=own_session)
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     return process
@@ -79,7 +78,8 @@ def test_output_that_somebody_else_holds_is_not_waited_for(monkeypatch: pytest.M
     assert "still holds its output" in output
 
 
-def test_one_that_is_interrupted_ends_its_child() -> None:
-    process = started(BETWEEN, POLITE)
-    assert within(process, 0.0, 60.0) == ("the child ended with 5\n", True)
-    assert process.returncode == 143
+def test_who_is_interrupted_ends_its_child_first() -> None:
+    process = started(POLITE, kind=Interrupted)
+    with pytest.raises(SystemExit):
+        within(process, 60.0, 60.0)
+    assert process.returncode == 5
