@@ -31,6 +31,10 @@ ROWS = {
     "sample": "tools.bench.sample",
     "packed_attention": "tools.bench.packed_attention",
     "packed_rows": "tools.bench.packed_rows",
+    "slot_attention": "tools.bench.slot_attention",
+    "rms_norm": "tools.bench.rms_norm",
+    "rotary": "tools.bench.rotary",
+    "gated_silu": "tools.bench.gated_silu",
 }
 """Each row's module answers ``measure(repeats)``, and ``measure(repeats, small=True)`` if it has tiny sizes."""
 

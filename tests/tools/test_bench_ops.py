@@ -28,6 +28,15 @@ def test_tiny_sizes_go_through_the_harness(tmp_path: Path, capsys: pytest.Captur
     assert len(found["load_average_after_sample"]) == 3
 
 
+def test_the_ops_of_the_decoder_have_tiny_sizes(tmp_path: Path) -> None:
+    file, ops = tmp_path / "ops.json", ("slot_attention", "rms_norm", "rotary", "gated_silu")
+    asked = [word for op in ops for word in ("--only", op)]
+    bench_ops.main(["--small", "--repeats", "1", "--threads", "1", *asked, "--json", str(file)])
+    found = json.loads(file.read_text())
+    for op in ops:
+        assert 0.0 < found[f"{op}_error_perilune"] < 2.0**-7
+
+
 def test_every_row_is_measured_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[str, int, bool]] = []
 

@@ -8,8 +8,11 @@
 - ``subject``: the model and prompts that all sides share; ``timing``: interleaved repeats
 - ``child``: a side in a process of its own
 - ``token_logprob``, ``logits_logprob``, ``sample``: the ops beside torch (``head_sides``), the processor's
-  ``ceiling`` and their ``extra_memory``
+  ``ceiling``, their ``extra_memory`` and the ``error`` of gradients (``head_truth``)
+- ``packed_attention``, ``packed_rows``: the ops on packed rows; ``slot_attention``, ``rms_norm``, ``rotary``,
+  ``gated_silu``: those of a decoding step (``decoder_op``)
 
-And what ``tools.check_gpu`` measures: ``gpu_head`` beside ``gpu_peers``, ``gpu_rows``, ``gpu_nccl``, ``gpu_loop``;
-``gpu`` has the events, the memory and the ceilings of the card.
+And what ``tools.check_gpu`` measures: ``gpu_head`` beside ``gpu_peers``, ``gpu_rows``, ``gpu_packed``,
+``gpu_channels``, ``gpu_loop``; ``gpu`` has the events, the memory and the ceilings of the card, ``deadline`` the end of
+what is late.
 """

@@ -20,6 +20,8 @@ from engine.ops.token_logprob import token_logprob
 
 _CHUNK = 8192
 _ROWS = 4096
+ENTROPY_WEIGHT = 0.01
+"""Of entropies in the loss whose gradients are taken."""
 
 Score = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 """hidden, weight, target, inverse temperature -> log-probabilities, entropies."""
@@ -128,12 +130,17 @@ def forward(score: Score, inputs: HeadInputs) -> tuple[Tensor, Tensor]:
         return score(inputs.hidden, inputs.weight, inputs.target, inputs.scale)
 
 
+def upstream(tokens: int) -> Tensor:
+    """What log-probs are multiplied by in that loss: [tokens]."""
+    return torch.linspace(-1.0, 1.0, tokens)
+
+
 def forward_backward(score: Score, inputs: HeadInputs) -> tuple[Tensor, Tensor]:
     """Gradients of hidden states and weight, of log-probs with weights of their own and of entropies."""
     hidden, weight = inputs.hidden.detach().requires_grad_(), inputs.weight.detach().requires_grad_()
     logprob, entropy = score(hidden, weight, inputs.target, inputs.scale)
-    loss = (logprob * torch.linspace(-1.0, 1.0, logprob.shape[0])).sum()
+    loss = (logprob * upstream(logprob.shape[0])).sum()
     if score is not chunked:
-        loss = loss + 0.01 * entropy.sum()
+        loss = loss + ENTROPY_WEIGHT * entropy.sum()
     d_hidden, d_weight = torch.autograd.grad(loss, [hidden, weight])
     return d_hidden, d_weight
