@@ -70,9 +70,10 @@ class RayCluster:
     def _stands(self, group: Any, bundle: int) -> bool:
         """Whether a bundle of a group that lost another one lies on a living node."""
         table = self._ray.util.placement_group_table(group)
+        if table.get("state") != "RESCHEDULING":
+            return False
         node = table["bundles_to_node_id"].get(bundle)
-        living = [one["NodeID"] for one in self._ray.nodes() if one["Alive"]]
-        return table["state"] == "RESCHEDULING" and node in living
+        return any(one["Alive"] and one["NodeID"] == node for one in self._ray.nodes())
 
     def start(self, name: str, factory: Callable[..., Any], arguments: dict[str, Any], *,
               threads: int = 1) -> None:
