@@ -2,7 +2,8 @@
 
 The learner owns the objects; a small actor beside it, the librarian, knows which lie on which shelf and lends them
 to receivers, so that Ray counts who holds what and frees an object when the shelf is cleared and its readers are
-done. The librarian dies with the learner.
+done. The librarian dies with the learner, whose child it is; should it die alone, the learner cannot publish any
+more, which is a death of the learner.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from engine.config.cluster import ClusterKind, WeightChannelKind
 from engine.config.run import RunConfig
-from engine.errors import WeightChannelError
+from engine.errors import ActorError, WeightChannelError
 from engine.weights.object_store import Bytes, LocalStore, ObjectStore
 
 
@@ -63,25 +64,30 @@ class RayStore:
         self._librarian: Any = None
 
     def put(self, shelf: str, data: Bytes) -> None:
-        """See ObjectStore."""
-        if self._librarian is None:
-            self._name = _librarian_of(shelf)
-            made = self._ray.remote(num_cpus=0, max_restarts=0)(Librarian)
-            self._librarian = made.options(name=self._name).remote()
+        """See ObjectStore.
+
+        Raises:
+            ActorError: the librarian is gone or silent, as when this node leaves: a death of the learner.
+        """
+        errors = self._ray.exceptions
         try:
+            if self._librarian is None:
+                self._hire(librarian_of(shelf))
             self._ask("keep", shelf, [self._ray.put(data)])
-        except self._ray.exceptions.RayError as error:
+        except (errors.ObjectStoreFullError, errors.OutOfDiskError) as error:
             raise WeightChannelError(
                 f"a bucket of {data.nbytes} bytes cannot be put into Ray's object store ({error}): raise "
                 "cluster.object_store_mib to more than two versions of the weights"
             ) from error
+        except (errors.RayError, OSError) as error:  # OSError: the store's end of a socket is gone
+            raise _death(error) from error
 
     def look(self, shelf: str, deadline_s: float) -> _BorrowedShelf:
         """See ObjectStore."""
         try:
-            if self._name != _librarian_of(shelf):
-                self._librarian = self._ray.get_actor(_librarian_of(shelf))
-                self._name = _librarian_of(shelf)
+            if self._name != librarian_of(shelf):
+                self._librarian = self._ray.get_actor(librarian_of(shelf))
+                self._name = librarian_of(shelf)
             references = self._ask("lend", shelf)
         except (ValueError, self._ray.exceptions.RayError) as error:
             raise WeightChannelError(f"the learner's end of the weight channel is gone: {error}") from error
@@ -91,13 +97,19 @@ class RayStore:
         return _BorrowedShelf(self._ray, references, deadline_s)
 
     def clear(self, shelf: str) -> None:
-        """See ObjectStore."""
+        """See ObjectStore.
+
+        Raises:
+            ActorError: the librarian does not answer: a death of the learner.
+        """
         if self._librarian is None:
             return
         try:
             self._ask("clear", shelf)
+        except self._ray.exceptions.ActorDiedError:
+            return  # who is dead holds nothing; the next put says that it is dead
         except self._ray.exceptions.RayError as error:
-            raise WeightChannelError(f"the librarian of the weight channel is gone: {error}") from error
+            raise _death(error) from error
 
     def close(self) -> None:
         """See ObjectStore."""
@@ -105,11 +117,26 @@ class RayStore:
             self._ray.kill(self._librarian, no_restart=True)
         self._librarian = None
 
+    def _hire(self, name: str) -> None:
+        """Start the librarian on this very node: no other node that leaves may take it along."""
+        ray = self._ray
+        here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
+            ray.get_runtime_context().get_node_id(), soft=False
+        )
+        made = ray.remote(num_cpus=0, max_restarts=0, scheduling_strategy=here)(Librarian)
+        self._name, self._librarian = name, made.options(name=name).remote()
+
     def _ask(self, method: str, *arguments: Any) -> Any:
         return self._ray.get(getattr(self._librarian, method).remote(*arguments), timeout=self._deadline_s)
 
 
-def _librarian_of(shelf: str) -> str:
+def _death(error: Exception) -> ActorError:
+    """What ends this life of the run; the next one brings a learner and a librarian of its own."""
+    return ActorError("learner", "publish", "the librarian of the weight channel, or the object store beside it, is "
+                                            f"gone or does not answer ({error})")
+
+
+def librarian_of(shelf: str) -> str:
     """The name of the actor that knows a shelf: one for each sender."""
     return "weights-" + shelf.rpartition("/")[0].replace("/", "-")
 

@@ -55,15 +55,25 @@ class RayCluster:
             for index, names in enumerate(place.actors):
                 self._places.update(dict.fromkeys(names, (place, group, index)))
 
-    def _await_room(self, place: Place, group: Any) -> None:
-        """Until the group is placed, at the start or anew after a node left."""
+    def _await_room(self, place: Place, group: Any, bundle: int) -> None:
+        """Until the bundle is placed, at the start or anew after a node left."""
         deadline_s = self._config.start_deadline_s
-        if not group.wait(deadline_s):
-            asked = wanting([place], self._ray.available_resources())
-            raise ClusterError(
-                f"no room became free within cluster.start_deadline_s={deadline_s:g}: "
-                f"{', '.join('+'.join(names) for names in place.actors)} ask for {asked}; {REMEDY}"
-            )
+        # A group that lost a node is not whole until there is room for all of it; its other bundles stand.
+        if self._stands(group, bundle) or group.wait(deadline_s) or self._stands(group, bundle):
+            return
+        asked = wanting([place], self._ray.available_resources())
+        raise ClusterError(
+            f"no room became free within cluster.start_deadline_s={deadline_s:g}: "
+            f"{', '.join('+'.join(names) for names in place.actors)} ask for {asked}; {REMEDY}"
+        )
+
+    def _stands(self, group: Any, bundle: int) -> bool:
+        """Whether a bundle of a group that lost another one lies on a living node."""
+        table = self._ray.util.placement_group_table(group)
+        if table.get("state") != "RESCHEDULING":
+            return False
+        node = table["bundles_to_node_id"].get(bundle)
+        return any(one["Alive"] and one["NodeID"] == node for one in self._ray.nodes())
 
     def start(self, name: str, factory: Callable[..., Any], arguments: dict[str, Any], *,
               threads: int = 1) -> None:
@@ -82,7 +92,7 @@ class RayCluster:
         }
         if (found := self._places.get(name.partition("#")[0])) is not None:
             place, group, bundle = found
-            self._await_room(place, group)
+            self._await_room(place, group, bundle)
             strategies = self._ray.util.scheduling_strategies
             options["scheduling_strategy"] = strategies.PlacementGroupSchedulingStrategy(group, bundle)
         self._handles[name] = self._ray.remote(factory).options(**options).remote(**arguments)

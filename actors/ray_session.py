@@ -26,6 +26,9 @@ from engine.errors import ClusterError
 
 MIB = 2**20
 CONNECT_DEADLINE_S = 5.0
+SETTINGS = b"\4"
+HTTP2_GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\0\0\0" + SETTINGS + bytes(5)
+"""What a client of HTTP/2 says first: the fixed words, and a frame of no settings."""
 WATCHDOG_DEADLINE_S = 45.0
 TOO_SLOW = "timed out during startup"
 GUIDE = "docs/cluster.md tells how"
@@ -52,32 +55,65 @@ def own_signals() -> Iterator[None]:
 
 
 def running_address(address: str) -> str:
-    """host:port of the cluster that is meant, where somebody listens; auto: RAY_ADDRESS, or what ``ray start`` noted.
+    """host:port of the cluster that is meant, where one answers; auto: RAY_ADDRESS, or what ``ray start`` noted.
 
     Ray itself would try for a minute, then abort the process.
 
     Raises:
-        ClusterError: there is none, or nobody listens there.
+        ClusterError: there is none, or it does not answer.
     """
     if address == "auto":
-        # Not Ray's own search, which may take the private session of another run for a cluster.
-        noted = Path("/tmp/ray/ray_current_cluster")
-        address = os.environ.get("RAY_ADDRESS", "") or (noted.read_text().strip() if noted.exists() else "")
-        if not address:
-            raise ClusterError(
-                "cluster.address='auto' finds no cluster to join, neither in RAY_ADDRESS nor started on this machine: "
-                f"start one with `ray start --head` ({GUIDE}), give cluster.address=host:port, or leave it out for a "
-                "private Ray"
-            )
+        address = _known_address()
     host, _, port = address.rpartition(":")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), CONNECT_DEADLINE_S).close()
+        with socket.create_connection((host.strip("[]"), int(port)), CONNECT_DEADLINE_S) as connection:
+            answers = _speaks(connection)
     except (OSError, ValueError) as error:
         raise ClusterError(
             f"nobody listens at cluster.address={address!r} ({error}): start that cluster, correct the "
             "address, or leave it out for a private Ray"
         ) from error
+    if not answers:
+        raise ClusterError(
+            f"what listens at cluster.address={address!r} does not answer as a Ray head does within "
+            f"{CONNECT_DEADLINE_S:g} s: give the port of `ray start --head` (6379 unless told, not the dashboard's), "
+            "or end that head and start it again if it hangs"
+        )
     return address
+
+
+def _known_address() -> str:
+    """What auto means. Not Ray's own search, which may take the private session of another run for a cluster."""
+    told = os.environ.get("RAY_ADDRESS", "")
+    if told.startswith("ray://"):
+        raise ClusterError(
+            f"RAY_ADDRESS={told!r} is an address for Ray's client, through which no run can join: give "
+            f"cluster.address=host:port of the head, and start the run on a machine of the cluster ({GUIDE})"
+        )
+    # A URL is the dashboard that `ray job submit` speaks to, and auto the word inside of a job: neither is a head.
+    if told and told != "auto" and "://" not in told:
+        return told
+    noted = Path("/tmp/ray/ray_current_cluster")
+    address = noted.read_text().strip() if noted.exists() else ""
+    if not address:
+        raise ClusterError(
+            f"cluster.address='auto' finds no cluster to join, neither in RAY_ADDRESS={told!r} nor started on this "
+            f"machine: start one with `ray start --head` ({GUIDE}), give cluster.address=host:port, or leave it out "
+            "for a private Ray"
+        )
+    return address
+
+
+def _speaks(connection: socket.socket) -> bool:
+    """Whether the other end greets as a gRPC server does, which a Ray head is: by its settings (RFC 9113, 3.4)."""
+    if os.environ.get("RAY_USE_TLS", "0").lower() in ("1", "true"):
+        return True  # it would answer to TLS alone
+    try:
+        connection.sendall(HTTP2_GREETING)
+        with connection.makefile("rb") as answer:
+            return answer.read(9)[3:4] == SETTINGS
+    except OSError:  # silence until the deadline, or it hung up
+        return False
 
 
 def explain(address: str, error: Exception) -> str:

@@ -157,8 +157,10 @@ class ClusterConfig(Config):
         require(self.object_store_mib >= 80, "cluster.object_store_mib", self.object_store_mib,
                 "Ray needs at least 80 MiB")
         require(self.max_restarts >= 0, "cluster.max_restarts", self.max_restarts, "give 0 or more")
-        require(self.address in ("local", "auto") or ":" in self.address, "cluster.address", self.address,
-                "give local, auto, or host:port of a running cluster")
+        is_url = "://" in self.address
+        require(not is_url and (self.address in ("local", "auto") or ":" in self.address), "cluster.address",
+                self.address, "give local, auto, or host:port of a running cluster's head"
+                + (", not the URL of its dashboard or of Ray's client" if is_url else ""))
         asked = self.resources
         gpus = asked.learner.gpus + asked.generator.gpus + asked.evaluator.gpus
         require(self.placement is not Placement.colocated or gpus <= 1, "cluster.placement", "colocated",

@@ -38,6 +38,8 @@ def check_channel(config: RunConfig) -> None:
         _check_gpu(config)
     if kind is WeightChannelKind.nccl and os.environ.get(_SHARED_GPUS) != "1":
         _check_own_gpus(config)
+    if kind is WeightChannelKind.cuda_ipc:
+        _check_one_gpu(config)
     if kind is WeightChannelKind.nccl and config.cluster.address != "local" and weights.host.startswith("127."):
         raise ConfigError("weights.host", weights.host,
                           "generators on other machines cannot reach it: give weights.host=route, or an address of the "
@@ -51,6 +53,16 @@ def _check_own_gpus(config: RunConfig) -> None:
             raise ConfigError(f"cluster.resources.{role}.gpus", gpus,
                               "NCCL broadcasts between whole GPUs of each actor's own: give cluster=gpus, or set "
                               f"{_SHARED_GPUS}=1 where NCCL can share them")
+
+
+def _check_one_gpu(config: RunConfig) -> None:
+    asked = config.cluster.resources
+    gpus = asked.learner.gpus + config.generator.num_generators * asked.generator.gpus + asked.evaluator.gpus
+    if gpus > 1 + 1e-6:  # Ray gives whoever asks for more than is left of a GPU another one
+        raise ConfigError("weights.channel", WeightChannelKind.cuda_ipc.value,
+                          "it is memory of one GPU, but the learner, the generators and the evaluator ask for "
+                          f"{gpus:g} GPUs together: give cluster.resources.*.gpus that make at most 1, cluster=ray "
+                          "cluster.device=cuda where one GPU is all there is, or weights=nccl between several")
 
 
 def _check_gpu(config: RunConfig) -> None:

@@ -35,9 +35,11 @@ class Group:
 
     def __init__(self, bundles, strategy):
         self.bundles, self.strategy, self.ready = bundles, strategy, True
+        self.state, self.nodes, self.waits = "CREATED", dict.fromkeys(range(len(bundles)), "ff" * 28), 0
 
     def wait(self, deadline_s):
         assert deadline_s > 0
+        self.waits += 1
         return self.ready
 
 
@@ -64,10 +66,14 @@ def ray():
     return SimpleNamespace(
         exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError),
         get=get, remote=remote, kill=lambda handle, no_restart: None, started=started, groups=groups,
-        nodes=lambda: [{"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0, "rack": 1.0, "memory": 9.0}},
-                       {"Alive": False, "Resources": {"GPU": 8.0}}],
+        nodes=lambda: [{"NodeID": "a1", "Alive": True,
+                        "Resources": {"CPU": 2.0, "GPU": 1.0, "rack": 1.0, "memory": 9.0}},
+                       {"NodeID": "b2", "Alive": False, "Resources": {"GPU": 8.0}}],
         available_resources=lambda: {"GPU": 1.0},
-        util=SimpleNamespace(placement_group=placement_group, scheduling_strategies=strategies),
+        util=SimpleNamespace(
+            placement_group=placement_group, scheduling_strategies=strategies,
+            placement_group_table=lambda group: {"state": group.state, "bundles_to_node_id": group.nodes},
+        ),
         wait=lambda references, **options: (references[:1], references[1:]),
     )
 
@@ -117,6 +123,21 @@ def test_a_place_that_others_hold_is_waited_for_until_the_deadline(asking):
     with pytest.raises(ClusterError, match=r"no room became free within cluster.start_deadline_s=120: generator-0 ask "
                                            r"for 1 CPU \(free: 0\), 1 GPU \(free: 1\)"):
         asking.start("generator-0#1", dict, {})
+
+
+def test_a_place_that_stands_is_taken_though_its_group_lost_another(asking):
+    asking._config = ClusterConfig(kind=ClusterKind.ray)
+    asking.reserve(["generator-0", "generator-1"])
+    (group,) = asking._ray.groups
+    group.ready, group.state, group.nodes = False, "RESCHEDULING", {0: "a1", 1: "ff" * 28}
+    asking.start("generator-0#2", dict, {})
+    assert group.waits == 0, "a wait is for the whole group"
+    assert asking._ray.started[-1]["scheduling_strategy"] == (group, 0)
+    with pytest.raises(ClusterError, match="no room became free"):
+        asking.start("generator-1#2", dict, {})
+    group.nodes[1] = "b2"  # Ray has not cleared what lay on the node that left
+    with pytest.raises(ClusterError, match="no room became free"):
+        asking.start("generator-1#2", dict, {})
 
 
 def test_an_actor_that_was_ended_answers_with_its_death(cluster):

@@ -4,16 +4,43 @@ import re
 import signal
 import socket
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from actors import ray_session
 from actors.ray_session import RaySession, explain, own_signals, running_address
 from engine.config.cluster import ClusterConfig, ClusterKind
 from engine.errors import ClusterError
 
 RUN_ID = "0a1b2c3d-4e5f6071"
+A_HEAD = bytes([0, 0, 6, 4, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 100])
+"""The first words of a gRPC server: a frame of settings."""
+
+
+@contextmanager
+def listener(says: bytes | None) -> Iterator[str]:
+    """The address of one that answers every greeting so; None: it listens, and is silent."""
+    def greet() -> None:
+        while True:
+            try:
+                connection, _ = server.accept()
+            except OSError:  # closed
+                return
+            with connection:
+                connection.recv(9)
+                connection.sendall(says or b"")
+                connection.recv(1000)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        if says is not None:
+            threading.Thread(target=greet, daemon=True).start()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
+        server.shutdown(socket.SHUT_RDWR)
 
 
 def test_an_address_where_nobody_listens_is_refused_at_once():
@@ -25,10 +52,40 @@ def test_an_address_where_nobody_listens_is_refused_at_once():
 
 
 def test_auto_is_the_cluster_of_the_environment(monkeypatch):
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
+    with listener(A_HEAD) as address:
         monkeypatch.setenv("RAY_ADDRESS", address)
         assert running_address(address) == running_address("auto") == address
+
+
+@pytest.mark.parametrize("told", ["http://127.0.0.1:8265", "https://somewhere:8265/", "auto"])
+def test_auto_is_what_was_noted_where_the_environment_names_a_dashboard(monkeypatch, told):
+    with listener(A_HEAD) as address:
+        monkeypatch.setenv("RAY_ADDRESS", told)
+        monkeypatch.setattr(Path, "exists", lambda path: True)
+        monkeypatch.setattr(Path, "read_text", lambda path: f"{address}\n")
+        assert running_address("auto") == address
+    monkeypatch.setattr(Path, "exists", lambda path: False)
+    with pytest.raises(ClusterError, match=f"neither in RAY_ADDRESS='{told}' nor started"):
+        running_address("auto")
+
+
+def test_an_address_of_rays_client_is_no_cluster_to_join(monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", "ray://10.0.0.1:10001")
+    with pytest.raises(ClusterError, match=r"RAY_ADDRESS='ray://.*Ray's client"):
+        running_address("auto")
+
+
+@pytest.mark.parametrize("says", [None, b"", b"HTTP/1.1 400 Bad Request\r\n"])
+def test_what_listens_but_does_not_answer_as_a_head_is_named(monkeypatch, says):
+    monkeypatch.setattr(ray_session, "CONNECT_DEADLINE_S", 0.2)
+    with listener(says) as address, pytest.raises(ClusterError, match="does not answer as a Ray head does"):
+        RaySession(ClusterConfig(kind=ClusterKind.ray, address=address), RUN_ID)
+
+
+def test_who_speaks_tls_is_not_greeted_in_the_clear(monkeypatch):
+    monkeypatch.setenv("RAY_USE_TLS", "1")
+    with listener(None) as address:
+        assert running_address(address) == address
 
 
 def test_auto_without_a_cluster_says_how_to_start_one(monkeypatch):
@@ -77,12 +134,10 @@ def test_a_slow_start_is_tried_again_and_leaves_nothing(monkeypatch):
     assert not any(folder.exists() for folder in folders)
 
 
-def test_what_listens_but_is_no_ray_is_named(monkeypatch):
+def test_a_head_that_lets_nobody_in_is_named(monkeypatch):
     def init(**options):
         raise SystemExit(15)
 
     monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(init=init, shutdown=lambda: None))
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        address = f"127.0.0.1:{server.getsockname()[1]}"
-        with pytest.raises(ClusterError, match="does not let this process in"):
-            RaySession(ClusterConfig(kind=ClusterKind.ray, address=address), RUN_ID)
+    with listener(A_HEAD) as address, pytest.raises(ClusterError, match="does not let this process in"):
+        RaySession(ClusterConfig(kind=ClusterKind.ray, address=address), RUN_ID)

@@ -13,7 +13,7 @@ from typing import Any
 
 from ray.cluster_utils import Cluster
 
-HEAD, SECOND = {"seat": 1, "home": 3}, {"seat": 1}
+HEAD, SECOND = {"seat": 1, "home": 4}, {"seat": 1}
 """Resources: each node has one seat, and the head is home."""
 
 

@@ -36,6 +36,8 @@ WHOLE = ActorResources(gpus=1.0)
     (ClusterConfig, {"object_store_mib": 79}, "cluster.object_store_mib"),
     (ClusterConfig, {"max_restarts": -1}, "cluster.max_restarts"),
     (ClusterConfig, {"address": "nowhere"}, "cluster.address"),
+    (ClusterConfig, {"address": "http://127.0.0.1:8265"}, "cluster.address"),
+    (ClusterConfig, {"address": "ray://127.0.0.1:10001"}, "cluster.address"),
     (ActorResources, {"cpus": -1.0}, "cluster.resources.*.cpus"),
     (ActorResources, {"custom": {"rack": -1.0}}, "cluster.resources.*.rack"),
 ], ids=str)

@@ -21,6 +21,23 @@ from tests.engine.weights.file_memory import FileMemory
 from tests.engine.weights.remote_receiver import RemoteReceiver
 from tests.engine.weights.socket_communicators import SocketCommunicators
 
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2,
+          torch.bool, torch.int64, torch.int8, torch.uint8)
+
+
+def of_every_type():
+    """Tensors of every type and of odd shapes and values, always the same."""
+    made = torch.Generator().manual_seed(0)
+    tensors = {str(dtype): (torch.randn(37, 5, generator=made) * 9).to(dtype) for dtype in DTYPES}
+    return tensors | {"scalar": torch.tensor(1.5), "none": torch.zeros(0, 3),
+                      "turned": torch.randn(4, 6, generator=made).T,
+                      "odd": torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])}
+
+
+def same_bits(left, right):
+    raw = [tensor.detach().cpu().contiguous().view(-1).view(torch.uint8) for tensor in (left, right)]
+    return left.dtype is right.dtype and left.shape == right.shape and torch.equal(*raw)
+
 
 class Ends:
     """One channel: makes senders and receivers, flips bytes, and says what is left."""

@@ -12,11 +12,9 @@ from engine.errors import WeightChannelError
 from engine.records.manifest import Manifest
 from engine.records.version import PolicyVersion
 from engine.weights.layout import version_digest
-from tests.engine.weights.ends import ALL, CHANNELS
+from tests.engine.weights.ends import ALL, CHANNELS, of_every_type, same_bits
 
 V1, V2, V3, V4 = (PolicyVersion(0, updates) for updates in (1, 2, 3, 4))
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.float8_e4m3fn, torch.float8_e5m2,
-          torch.bool, torch.int64, torch.int8, torch.uint8)
 
 
 @pytest.fixture(params=CHANNELS)
@@ -42,15 +40,8 @@ def some_weights(seed=0, size=300_000):
     return {"weight": torch.randn(size, generator=torch.Generator().manual_seed(seed)), "bias": torch.ones(3)}
 
 
-def same_bits(left, right):
-    raw = [tensor.detach().cpu().contiguous().view(-1).view(torch.uint8) for tensor in (left, right)]
-    return left.dtype is right.dtype and left.shape == right.shape and torch.equal(*raw)
-
-
 def test_every_type_arrives_bit_for_bit(sender, receiver):
-    tensors = {str(dtype): (torch.randn(37, 5) * 9).to(dtype) for dtype in DTYPES}
-    tensors |= {"scalar": torch.tensor(1.5), "none": torch.zeros(0, 3), "turned": torch.randn(4, 6).T,
-                "odd": torch.tensor([float("nan"), -0.0, float("inf"), 1e-45])}
+    tensors = of_every_type()
     staged = receiver.receive(sender.publish(tensors, V1))
     assert set(staged.tensors) == set(tensors)
     assert [name for name, tensor in tensors.items() if not same_bits(staged.tensors[name], tensor)] == []

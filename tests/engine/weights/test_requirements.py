@@ -17,10 +17,15 @@ from engine.errors import ConfigError
 from engine.weights import requirements
 from engine.weights.requirements import check_channel
 
+NOBODY_ASKS = (0.0, 0.0, 0.0)
+"""All see the GPUs that there are, and compute on the first."""
+GPUS = {"nccl": (1.0, 1.0, 1.0)}
+"""Of learner, generator and evaluator."""
 
-def run_with(kind, cluster=ClusterKind.ray, address="local", device=Device.auto, gpus=1.0, **options):
-    own = ActorResources(gpus=1.0)
-    resources = ResourcesConfig(learner=own, generator=ActorResources(gpus=gpus), evaluator=own)
+
+def run_with(kind, cluster=ClusterKind.ray, address="local", device=Device.auto, gpus=None, **options):
+    learner, generator, evaluator = (ActorResources(gpus=amount) for amount in gpus or GPUS.get(kind, NOBODY_ASKS))
+    resources = ResourcesConfig(learner=learner, generator=generator, evaluator=evaluator)
     return replace(RunConfig(), weights=WeightsConfig(channel=WeightChannelKind(kind), **options),
                    cluster=ClusterConfig(kind=cluster, address=address, device=device, resources=resources))
 
@@ -62,14 +67,33 @@ def test_nccl_needs_cupy_and_says_how_to_get_it(machine):
 
 @pytest.mark.parametrize("gpus", [0.0, 0.5])
 def test_nccl_needs_whole_gpus_unless_told_to_share_them(machine, monkeypatch, gpus):
+    gpus = (1.0, gpus, 1.0)
     machine(gpu=True, cupy=True)
     monkeypatch.delenv("NCCL_MULTI_RANK_GPU_ENABLE", raising=False)
     key, remedy = refused(run_with("nccl", gpus=gpus))
     assert key == "cluster.resources.generator.gpus"
     assert "give cluster=gpus" in remedy
-    check_channel(run_with("cuda_ipc", gpus=gpus))
     monkeypatch.setenv("NCCL_MULTI_RANK_GPU_ENABLE", "1")
     check_channel(run_with("nccl", gpus=gpus))
+
+
+@pytest.mark.parametrize("address", ["local", "10.0.0.1:6379"])
+@pytest.mark.parametrize(("gpus", "total"), [((1.0, 1.0, 1.0), "3"), ((1.0, 0.0, 1.0), "2"), ((0.5, 0.4, 0.2), "1.1")])
+def test_memory_of_one_gpu_is_not_for_those_who_ask_for_more(machine, gpus, total, address):
+    machine(gpu=True, cupy=False)
+    key, remedy = refused(run_with("cuda_ipc", address=address, gpus=gpus))
+    assert key == "weights.channel"
+    assert f"ask for {total} GPUs together" in remedy
+    assert "cluster.device=cuda" in remedy
+    for shared in ((0.5, 0.3, 0.2), (1.0, 0.0, 0.0)):
+        check_channel(run_with("cuda_ipc", address=address, gpus=shared))
+
+
+def test_every_generator_counts_where_one_gpu_is_shared(machine):
+    machine(gpu=True, cupy=False)
+    config = run_with("cuda_ipc", gpus=(0.5, 0.3, 0.2))
+    more = replace(config, generator=replace(config.generator, num_generators=2))
+    assert "ask for 1.3 GPUs together" in refused(more)[1]
 
 
 def test_what_a_cluster_has_is_not_known_here_but_loopback_is(machine):
