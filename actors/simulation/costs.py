@@ -246,9 +246,10 @@ def _transport(life: Life, serial: bool) -> dict[str, float]:
 
 
 def _prompt_tokens(life: Life, config: RunConfig) -> float:
-    """Mean tokens of a prompt: of those prefilled for the canary and the first evaluation."""
+    """Mean tokens of a prompt that are prefilled: of those of the first evaluation."""
     passes = [one.amounts for one in life.first_look if one.kind == "prefill"]
-    # Each counts where its prefill began: siblings copy its keys, and the canary's prompts are evaluated once more.
+    # Each counts where its prefill began; siblings copy its keys. A file may hold out more prompts or fewer than the
+    # options name.
     prompts = sum(one.get("prompts", 0) for one in passes)
     return sum(one["tokens"] for one in passes) / prompts if prompts else config.rollout.max_prompt_tokens / 2
 

@@ -64,7 +64,7 @@ def test_costs_are_those_of_an_actor_alone(config, life):
     assert costs.handle["learner"].at(3) == pytest.approx(0.02)
     assert costs.judge == Line(pytest.approx(0.3), pytest.approx(0.1))
     assert costs.checkpoint == pytest.approx(0.05)
-    assert costs.prompt_tokens == 10.0, "of six prompts, the canary's among them, however many the options name"
+    assert costs.prompt_tokens == 10.0, "of six prompts, however many the options name"
     assert costs.row == pytest.approx(0.015 / 16 / (1 + 2 / 3), rel=0.02), "nothing tells what a slot costs"
     assert 0 < costs.learn.base < 0.1
     assert costs.learn.slope == pytest.approx(5.0 / 100 * costs.learn.base / 0.1, rel=0.01)
@@ -102,9 +102,8 @@ def test_a_run_is_measured_by_its_own_files(recorded):
     assert costs.handle.keys() >= {"generator", "judge", "learner"}
     checked = check(config)
     lengths = [len(checked.tokenizer.render(prompt)) for prompt in checked.prompts.heldout]
-    # The canary's are the first of those that are held out; the last token of a prompt is decoded, not prefilled.
-    asked = [*lengths, *lengths[: config.canary.prompts]]
-    assert costs.prompt_tokens == pytest.approx(sum(asked) / len(asked) - 1)
+    # The last token of a prompt is decoded, not prefilled.
+    assert costs.prompt_tokens == pytest.approx(sum(lengths) / len(lengths) - 1)
 
 
 def test_a_folder_without_an_update_is_refused(config, tmp_path):
