@@ -107,11 +107,12 @@ class Generator:
         return now() - began
 
     def _step(self) -> list[Delivery]:
-        """One token for every slot; what of it was not prefill is recorded as decode."""
-        began, before = now(), self.sampler.tokens_in_slots
+        """A step of the sampler, of an engine's as many as arrived; what of it was not prefill is decode."""
+        began, before, done = now(), self.sampler.tokens_in_slots, self.sampler.metrics().get("decode_steps", 0)
         left = self.sampler.step()
         gone = sum(segment.num_sampled for one in left for segment in one.segments)
-        since(began, "decode", steps=1, tokens=self.sampler.tokens_in_slots + gone - before)
+        steps = max(int(self.sampler.metrics().get("decode_steps", 0) - done), 1)
+        since(began, "decode", steps=steps, tokens=self.sampler.tokens_in_slots + gone - before)
         return left
 
     def _take_weights(self, order: GeneratorOrder) -> str:

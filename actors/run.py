@@ -22,7 +22,7 @@ from actors.ray_cluster import open_cluster
 from actors.stalls import Thresholds, WatchedCluster
 from actors.status import COMPLETE, CUT_OFF, STOPPED, Status, picture
 from actors.status import FILE as STATUS_FILE
-from actors.supervisor import Restarts, Supervisor
+from actors.supervisor import Restarts, Supervisor, first_answer_s
 from actors.warm_start import warm_start
 from engine.config.cluster import ClusterKind
 from engine.config.run import Only, RunConfig
@@ -158,7 +158,7 @@ def _watched(config: RunConfig, folder: RunFolder, observer: Observer) -> tuple[
     """The cluster of a run under watch, and its status."""
     over_ray = config.cluster.kind is ClusterKind.ray
     deadline_s = config.cluster.call_deadline_s
-    warning_s, start_s = config.cluster.stall_warning_s or deadline_s, config.cluster.start_deadline_s
+    warning_s, start_s = config.cluster.stall_warning_s or deadline_s, first_answer_s(config, "generator")
     limits = Thresholds(warning_s, deadline_s, start_s) if over_ray else Thresholds()
     cluster = with_learners(open_cluster(config.cluster, folder.run_id), config)
     watch = WatchedCluster(cluster, limits, folder.path / "stalls", observer.say)

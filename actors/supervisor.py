@@ -19,10 +19,12 @@ from actors.judge import Judge
 from actors.learner import Learner
 from actors.replay import Replay
 from engine.config.cluster import WeightChannelKind
+from engine.config.rollout import GeneratorKind
 from engine.config.run import Only, RunConfig
 from engine.errors import ActorError, ClusterError
 
-REPLACEABLE = ("generator", "evaluator", "judge")
+SAMPLERS = ("generator", "evaluator")
+REPLACEABLE = (*SAMPLERS, "judge")
 
 
 def next_incarnation(actor: str) -> str:
@@ -34,6 +36,12 @@ def next_incarnation(actor: str) -> str:
     """
     role, _, number = actor.partition("#")
     return f"{role}#{int(number) + 1}"
+
+
+def first_answer_s(config: RunConfig, actor: str) -> float:
+    """Seconds that an actor may take for its first answer: vLLM's engine may compile before it."""
+    holds_vllm = config.generator.kind is GeneratorKind.vllm and actor.startswith(SAMPLERS)
+    return config.cluster.start_deadline_s + (config.generator.vllm.start_timeout_s if holds_vllm else 0.0)
 
 
 class Restarts:
@@ -95,7 +103,7 @@ class Supervisor:
         """Start every actor and wait until each has answered once.
 
         Raises:
-            ActorError: one did not answer within ``cluster.start_deadline_s``.
+            ActorError: one did not answer in time, see :func:`first_answer_s`.
             ClusterError: there is no room for them, or they live on machines that do not share what they must.
         """
         config = self._config
@@ -110,7 +118,7 @@ class Supervisor:
         self.evaluator = self._start("evaluator")
         self.generators = [self._start(role) for role in roles]
         for name in ("replay", "learner", self.judge, self.evaluator, *self.generators):
-            ask(self._cluster, name, "metrics", deadline_s=config.cluster.start_deadline_s)
+            ask(self._cluster, name, "metrics", deadline_s=first_answer_s(config, name))
         self._check_machines([self.evaluator, *self.generators])
 
     def _check_machines(self, samplers: Sequence[str]) -> None:
@@ -184,7 +192,7 @@ class Supervisor:
                     self._incarnations[role] += 1
                     raise ClusterError("the recorded run had no room for it")
                 name = self._start(role)
-                ask(self._cluster, name, "metrics", deadline_s=self._config.cluster.start_deadline_s)
+                ask(self._cluster, name, "metrics", deadline_s=first_answer_s(self._config, name))
                 break
             except ActorError as again:
                 error = again

@@ -246,10 +246,12 @@ def _transport(life: Life, serial: bool) -> dict[str, float]:
 
 
 def _prompt_tokens(life: Life, config: RunConfig) -> float:
-    """Mean tokens of a prompt: of the held-out ones, which are prefilled once each."""
-    tokens = sum(one.amounts["tokens"] for one in life.first_look if one.kind == "prefill")
-    asked = max(min(config.prompts.num_heldout, 10**9), 1)
-    return tokens / asked if tokens else config.rollout.max_prompt_tokens / 2
+    """Mean tokens of a prompt that are prefilled: of those of the first evaluation."""
+    passes = [one.amounts for one in life.first_look if one.kind == "prefill"]
+    # Each counts where its prefill began; siblings copy its keys. A file may hold out more prompts or fewer than the
+    # options name.
+    prompts = sum(one.get("prompts", 0) for one in passes)
+    return sum(one["tokens"] for one in passes) / prompts if prompts else config.rollout.max_prompt_tokens / 2
 
 
 def _others(life: Life, actor: str) -> list[Busy]:

@@ -227,9 +227,8 @@ def _assumptions(own: Scenario, scenario: Scenario, lengths: str, measured: Meas
     if scenario.slots != own.slots:
         said.append(f"a slot more or less changes a decode step by {costs.row * 1e6:.3g} us")
     if scenario.learners > 1:
-        whole = costs.learn.base + costs.publish
-        said.append(f"{scenario.learners} learners share evenly what goes by tokens; optimiser and publishing, "
-                    f"{whole:.3g} s of every update, are not shared, and talk between them is free")
+        said.append(f"{scenario.learners} learners share evenly what goes by tokens and the optimiser's step; "
+                    f"publishing, {costs.publish:.3g} s of every update, is not shared, and talk between them is free")
     if scenario.generators > own.generators:
         said.append("weights reach all generators at once, each as fast as measured; the driver takes as long "
                     "for an answer as with the generators it had")

@@ -36,7 +36,8 @@ class Scenario:
     prefill_tokens: int
     steps_per_call: int
     learners: int = 1
-    """Times the recorded ranks, who share the tokens of an update; what does not go by tokens is not shared."""
+    """Times the recorded ranks, who share the tokens of an update and, each for the rows it holds, the optimiser's
+    step; publishing is not shared."""
     judge_speed: float = 1.0
     """Judges' workers over those that were measured."""
     evaluate_every: int = 0
@@ -243,7 +244,7 @@ class World:
         trips = [self._trips[key] for group_id in command.group_ids for key in self._members[group_id]]
         learn, scenario = self._costs.learn, self._scenario
         tokens = sum(trip.length for trip in trips)
-        seconds = learn.base + learn.slope * tokens / scenario.learners + self._costs.publish
+        seconds = learn.at(tokens) / scenario.learners + self._costs.publish
         self._call("learner", seconds, lambda: self._updated(command.group_ids, trips))
 
     def _updated(self, group_ids: Sequence[int], trips: Sequence[Trip]) -> None:

@@ -135,7 +135,8 @@ class ClusterConfig(Config):
     """Start the Ray dashboard, on 127.0.0.1."""
     object_store_mib: int = 512
     start_deadline_s: float = 120.0
-    """Seconds that actors may wait for their place in the cluster, and then for each other's first answer."""
+    """Seconds that actors may wait for their place in the cluster, and then for each other's first answer; one that
+    holds vLLM may take ``generator.vllm.start_timeout_s`` more."""
     call_deadline_s: float = 600.0
     """Seconds any one call to an actor may take."""
     stall_warning_s: float = 120.0

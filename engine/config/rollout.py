@@ -94,7 +94,8 @@ class VllmConfig(Config):
     prefix_caching: bool = True
     """Requests of one version share the keys of a common prompt."""
     start_timeout_s: float = 600.0
-    """Seconds until the engine must decode, sleep, wake, or serve other weights."""
+    """Seconds until the engine must decode, sleep, wake, or serve other weights. The first answer of its actor is
+    waited for so much longer than ``cluster.start_deadline_s``."""
     step_timeout_s: float = 120.0
     """Seconds without a token, while requests are open, after which the engine counts as dead."""
 
@@ -122,7 +123,8 @@ class GeneratorConfig(Config):
     context_tokens: int = 0
     """Capacity of a slot in tokens; 0: prompt and response budgets together."""
     prefill_tokens: int = 256
-    """Rows of a prefill pass; a longer prompt is prefilled in chunks of this size."""
+    """Rows of a native prefill pass; a longer prompt is prefilled in chunks of this size. vLLM has
+    ``vllm.max_num_batched_tokens`` instead."""
     precision: Precision = Precision.bfloat16
     steps_per_call: int = 8
     """Tokens decoded per slot between two looks at the inbox: the latency of joins and swaps."""

@@ -57,7 +57,8 @@ class Passes:
         """Compute keys that slots lack, in this order, as far as one pass goes; what it did."""
         table = self._table
         work = table.plan_prefill(order, self._prefill_tokens)
-        with span("prefill", passes=1, tokens=sum(count for _, count in work.spans.values())):
+        begun = sum(first == 0 for first, _ in work.spans.values())
+        with span("prefill", passes=1, prompts=begun, tokens=sum(count for _, count in work.spans.values())):
             tokens, slots, positions = self._there(np.stack([work.tokens, work.slots, work.positions])).unbind()
             self._decoder.forward(tokens, slots, positions, table.keys, table.values)
         return work

@@ -88,7 +88,7 @@ class Sampler(Protocol):
         """Sampled tokens that are not delivered yet."""
 
     def metrics(self) -> dict[str, float]:
-        """Cumulative counters: sampled and prefilled tokens, occupancy, swaps, saved tokens."""
+        """Cumulative counters: decode steps, sampled and prefilled tokens, occupancy, swaps, saved tokens."""
 
     def state_dict(self) -> dict[str, Any]:
         """What survives a restart: counters only, since slots are cut before a checkpoint."""

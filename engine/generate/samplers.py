@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
-from engine.config.rollout import GeneratorKind
+from engine.config.rollout import GeneratorConfig, GeneratorKind
 from engine.config.run import RunConfig
 from engine.config.schedule import InFlight
 from engine.errors import ConfigError
@@ -81,7 +81,7 @@ def check_sampler(config: RunConfig, architecture: dict[str, Any]) -> list[str]:
         architecture: the model's config.json; empty for a policy that is made from nothing, a Llama.
 
     Raises:
-        ConfigError: vLLM is missing or too old, or does not know the model.
+        ConfigError: vLLM is missing or takes other calls than those made here, or does not know the model.
     """
     if config.generator.kind is GeneratorKind.vllm:
         _check_vllm(config, architecture)
@@ -90,6 +90,10 @@ def check_sampler(config: RunConfig, architecture: dict[str, Any]) -> list[str]:
     if config.schedule.max_staleness == 0 and not abilities.equal_bits:
         said.append(f"generator.kind={config.generator.kind.value} does not repeat bits: at schedule.max_staleness=0 "
                     "async need not equal sync, nor a resumed run the uninterrupted one")
+    prefill = config.generator.prefill_tokens
+    if config.generator.kind is GeneratorKind.vllm and prefill != GeneratorConfig.prefill_tokens:
+        said.append(f"generator.prefill_tokens={prefill} counts for generator.kind=native alone: a pass of vLLM, "
+                    "prefill and decoding together, is bounded by generator.vllm.max_num_batched_tokens")
     return said
 
 

@@ -33,7 +33,7 @@ from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.inputs import TokensInput, tokens_input
 from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 from vllm.model_executor.models import ModelRegistry
-from vllm.outputs import RequestOutput
+from vllm.outputs import CompletionOutput, RequestOutput
 from vllm.platforms import current_platform
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.async_llm import AsyncLLM
@@ -41,9 +41,9 @@ from vllm.v1.engine.output_processor import RequestOutputCollector
 
 from engine.config.rollout import GeneratorConfig
 from engine.config.schedule import InFlight
-from engine.errors import ActorError
 from engine.generate.token_engine import Arrival, Ask
-from engine.generate.vllm_processes import cache_bytes, end_with_owner, inherited
+from engine.generate.vllm_calls import missing_call
+from engine.generate.vllm_processes import Keeper, cache_bytes, end_with_owner, inherited, named
 from engine.generate.vllm_weights import Layout, Parcel, unpack
 
 TRANSFER = "perilune"
@@ -144,7 +144,7 @@ class VllmEngine:
         self._config, self._name = config.vllm, name
         self._stop_ids = list(stop_ids)
         self._layout = Layout.of(architecture)
-        self._parcel = Parcel()
+        self._parcel, self._keeper = Parcel(name), Keeper()
         self._loop = asyncio.new_event_loop()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._news: asyncio.Queue[Arrival | BaseException] = asyncio.Queue()
@@ -161,17 +161,14 @@ class VllmEngine:
             weight_transfer_config=WeightTransferConfig(backend=TRANSFER),
             worker_extension_cls=f"{__name__}.{KnowsTransfer.__name__}",
         )
-        with inherited(threads, self._config.start_timeout_s):
-            self._llm = self._run(_open(options), "starting vLLM", self._config.start_timeout_s)
+        deadline_s = self._config.start_timeout_s
+        with inherited(threads, deadline_s), named(name, "starting vLLM", deadline_s):
+            self._llm = self._keeper.start(lambda: self._loop.run_until_complete(_open(options)), deadline_s)
 
     def _run(self, work: Coroutine[Any, Any, T], during: str, deadline_s: float) -> T:
         """Turn the loop until this is done."""
-        try:
+        with named(self._name, during, deadline_s):
             return self._loop.run_until_complete(asyncio.wait_for(work, deadline_s))
-        except TimeoutError:
-            raise ActorError(self._name, during, f"vLLM's engine did not answer within {deadline_s:g} s") from None
-        except Exception as error:
-            raise ActorError(self._name, during, f"vLLM's engine failed: {error or type(error).__name__}") from error
 
     def start(self, asked: Sequence[Ask]) -> None:
         """See :class:`TokenEngine`."""
@@ -243,8 +240,8 @@ class VllmEngine:
         await llm.start_weight_update()
         await llm.update_weights(WeightTransferUpdateRequest(update_info=parcel))
         await llm.finish_weight_update(weight_version=version)
-        if mode is not InFlight.keep_cache:
-            await llm.reset_prefix_cache(reset_running_requests=True)
+        if mode is not InFlight.keep_cache and not await llm.reset_prefix_cache(reset_running_requests=True):
+            raise RuntimeError("it did not drop the keys of earlier weights")  # they would pass for new ones
         await llm.resume_generation()
 
     def sleep(self) -> None:
@@ -262,6 +259,7 @@ class VllmEngine:
         if self._loop.is_closed():
             return
         self._llm.shutdown(timeout=self._config.step_timeout_s)
+        self._keeper.release()
         self._parcel.close()
         self._loop.run_until_complete(_cancel_others())
         self._loop.close()
@@ -280,6 +278,7 @@ async def _open(options: AsyncEngineArgs) -> AsyncLLM:
 
 
 def _arrival(key: str, output: RequestOutput) -> Arrival:
+    answer: CompletionOutput
     (answer,) = output.outputs
     if answer.finish_reason == "error":
         raise RuntimeError(f"request {key} ended with an error")
@@ -293,4 +292,6 @@ def _arrival(key: str, output: RequestOutput) -> Arrival:
 
 
 if __name__ == "__main__":
+    if lacks := missing_call(globals()):
+        sys.exit(lacks)
     print(json.dumps(missing_support(json.loads(sys.argv[1]))))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.errors import ModelError
+from engine.errors import ActorError, ModelError
 
 _ALIGNMENT = 64
 
@@ -69,11 +69,17 @@ def _same(left: Tensor, right: Tensor) -> bool:
 class Parcel:
     """Anonymous shared memory of the writing process."""
 
-    def __init__(self) -> None:
+    def __init__(self, name: str) -> None:
+        """Empty; ``name`` is the generator's, for errors."""
+        self._name = name
         self._fd, self._size = -1, 0
 
     def write(self, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """Copy tensors in, each once; what comes back, plain values only, is what :func:`unpack` needs."""
+        """Copy tensors in, each once; what comes back, plain values only, is what :func:`unpack` needs.
+
+        Raises:
+            ActorError: there is no room for them; what was held is freed.
+        """
         entries: list[list[Any]] = []
         places: dict[int, tuple[int, Tensor]] = {}
         size = 0
@@ -91,10 +97,17 @@ class Parcel:
         return {"path": f"/proc/{os.getpid()}/fd/{self._fd}", "entries": entries}
 
     def _reserve(self, num_bytes: int) -> None:
-        if self._fd < 0 or self._size != num_bytes:
-            self.close()
-            self._fd, self._size = os.memfd_create("perilune-weights"), num_bytes
+        if self._fd >= 0 and self._size == num_bytes:
+            return
+        self.close()
+        try:
+            self._fd = os.memfd_create("perilune-weights")
             os.posix_fallocate(self._fd, 0, num_bytes)
+        except OSError as error:
+            self.close()
+            raise ActorError(self._name, "taking weights", f"{num_bytes / 2**20:.0f} MiB of shared memory for them "
+                             f"are not to be had ({error}): give the machine more memory") from error
+        self._size = num_bytes
 
     def close(self) -> None:
         """Free the memory; twice is harmless."""

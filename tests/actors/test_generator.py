@@ -59,6 +59,15 @@ def test_it_decodes_at_most_so_many_steps_and_cuts_when_told_to(generator, learn
     assert report.open_requests == 0
 
 
+def test_what_arrives_at_once_counts_as_the_steps_that_it_took(generator, learner, monkeypatch):
+    one = generator.sampler.step
+    monkeypatch.setattr(generator.sampler, "step", lambda: [*one(), *one(), *one()])
+    report = generator.advance(GeneratorOrder((request(0, 30), request(1, 30)), learner.publish(), max_steps=1))
+    decode = [span.amounts for span in report.spans if span.kind == "decode"]
+    assert sum(amounts["steps"] for amounts in decode) == generator.metrics()["decode_steps"] == 3
+    assert sum(amounts["tokens"] for amounts in decode) == report.generated_tokens
+
+
 def test_it_refuses_damaged_weights_and_serves_the_old_ones(generator, learner):
     first = learner.publish()
     generator.advance(GeneratorOrder(weights=first, max_steps=0))

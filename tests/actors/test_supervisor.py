@@ -4,6 +4,7 @@ import pytest
 
 from actors.cluster import SerialCluster
 from actors.supervisor import Restarts, Supervisor
+from engine.config.rollout import GeneratorKind
 from engine.config.run import Only
 from engine.errors import ActorError, ClusterError
 from tests.actors.fake_driver import changed
@@ -26,6 +27,11 @@ class Stage(SerialCluster):
         super().__init__()
         self.started, self.killed = {}, []
         self.full, self.doomed, self.machines, self.reserved = set(), set(), {}, []
+        self.deadlines = {}
+
+    def wait(self, pending, timeout_s):
+        self.deadlines[pending[0].actor] = timeout_s
+        return super().wait(pending, timeout_s)
 
     def result(self, pending):
         if pending.actor in self.doomed:
@@ -97,6 +103,18 @@ def test_a_successor_has_a_new_name_in_the_same_place(config):
     assert supervisor.replaced("generator-0#1")
     assert not supervisor.replaced("generator-0#2")
     assert not supervisor.replaced("learner")
+
+
+def test_who_holds_vllm_may_take_the_time_that_its_start_is_given(config):
+    stage, supervisor = staff(config)
+    assert set(stage.deadlines.values()) == {config.cluster.start_deadline_s}
+    over_vllm = {"generator.kind": GeneratorKind.vllm, "generator.vllm.start_timeout_s": 500.0,
+                 "cluster.start_deadline_s": 100.0}
+    stage, supervisor = staff(changed(config, over_vllm))
+    for name in ("generator-0#1", "evaluator#1"):
+        supervisor.replace(death(name))
+    assert stage.deadlines == {"replay": 100.0, "learner": 100.0, "judge#1": 100.0, "evaluator#1": 600.0,
+                               "evaluator#2": 600.0, "generator-0#1": 600.0, "generator-0#2": 600.0}
 
 
 @pytest.mark.parametrize("actor", ["learner", "replay"])

@@ -20,11 +20,12 @@ SHORT = ("learning.updates=3", "prompts.num_train=64", "prompts.num_heldout=8", 
          "generator.slots=16", "evaluation.every=0", "cluster.dashboard=false")
 
 
-def test_the_quickstart_runs_over_vllm(tmp_path):
+@pytest.mark.parametrize("how", [("generator.vllm.enforce_eager=true",), ()], ids=["eager", "compiled"])
+def test_the_quickstart_runs_over_vllm(tmp_path, how):
     folder = tmp_path / "run"
-    options = ["experiment=quickstart", "generator=vllm", "generator.vllm.enforce_eager=true", *SHORT]
+    options = ["experiment=quickstart", "generator=vllm", *how, *SHORT]
     ended = subprocess.run(
-        [sys.executable, "-m", "tools.train", *options, f"run.dir={folder}"], cwd=ROOT, text=True, timeout=900,
+        [sys.executable, "-m", "tools.train", *options, f"run.dir={folder}"], cwd=ROOT, text=True, timeout=1200,
         env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False,
     )
     assert ended.returncode == 0, ended.stdout[-4000:]

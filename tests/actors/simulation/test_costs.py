@@ -8,6 +8,7 @@ from actors.simulation.costs import Line, fit, line, measure
 from actors.simulation.life import Life
 from engine.config.rollout import GeneratorConfig
 from engine.errors import RunFolderError
+from engine.preflight import check
 from engine.records.span import Span
 from tests.actors.fake_driver import changed
 
@@ -48,7 +49,8 @@ def life():
     })
     life.commits = [Span("version 1", 20.0, 20.0, {"tokens": 100, "groups": 1, "committed": True})]
     life.checkpoints = [Span("checkpoint", 19.9, 19.95)]
-    life.first_look = [Span("prefill", -2.0, -1.5, {"tokens": 40, "passes": 1})]
+    life.first_look = [Span("prefill", -4.0, -3.5, {"tokens": 16, "passes": 1, "prompts": 2}),
+                       Span("prefill", -2.0, -1.0, {"tokens": 44, "passes": 2, "prompts": 4})]
     return life
 
 
@@ -62,10 +64,15 @@ def test_costs_are_those_of_an_actor_alone(config, life):
     assert costs.handle["learner"].at(3) == pytest.approx(0.02)
     assert costs.judge == Line(pytest.approx(0.3), pytest.approx(0.1))
     assert costs.checkpoint == pytest.approx(0.05)
-    assert costs.prompt_tokens == 10.0
+    assert costs.prompt_tokens == 10.0, "of six prompts, however many the options name"
     assert costs.row == pytest.approx(0.015 / 16 / (1 + 2 / 3), rel=0.02), "nothing tells what a slot costs"
     assert 0 < costs.learn.base < 0.1
     assert costs.learn.slope == pytest.approx(5.0 / 100 * costs.learn.base / 0.1, rel=0.01)
+
+
+def test_prompts_that_nobody_saw_prefilled_are_guessed(config, life):
+    life.first_look = []
+    assert fit(life, config).prompt_tokens == config.rollout.max_prompt_tokens / 2
 
 
 def test_in_one_process_the_driver_is_not_charged_with_what_others_do_meanwhile(config, life):
@@ -93,6 +100,10 @@ def test_a_run_is_measured_by_its_own_files(recorded):
     costs = measured.costs
     assert min(costs.decode.at(1), costs.prefill_pass, costs.receive, costs.publish, costs.learn.slope) > 0
     assert costs.handle.keys() >= {"generator", "judge", "learner"}
+    checked = check(config)
+    lengths = [len(checked.tokenizer.render(prompt)) for prompt in checked.prompts.heldout]
+    # The last token of a prompt is decoded, not prefilled.
+    assert costs.prompt_tokens == pytest.approx(sum(lengths) / len(lengths) - 1)
 
 
 def test_a_folder_without_an_update_is_refused(config, tmp_path):

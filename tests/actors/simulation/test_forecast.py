@@ -94,5 +94,6 @@ def test_a_changed_run_says_what_it_assumes(recorded):
     found = forecast(recorded.folder, recorded.config, changes, "lognormal:mean=30,sigma=1")
     assert found.predicted.seconds_per_update != found.itself.seconds_per_update
     said = " ".join(found.assumptions)
-    for word in ("lognormal", "machine of its own", "slot", "2 learners", "all generators at once"):
+    for word in ("lognormal", "machine of its own", "slot", "2 learners", "optimiser's step; publishing, ",
+                 "all generators at once"):
         assert word in said

@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from engine.config.rollout import GeneratorConfig, GeneratorKind, Precision, Rep
 from engine.config.schedule import InFlight
 from engine.generate.sampler import Sampler
 from engine.generate.streaming import StreamingSampler
+from tests.engine.generate.fake_vllm import write_vllm
 from tests.engine.generate.native_engine import NativeEngine
 from tests.small_models import VOCABULARY, staged, tiny_network, tiny_sampler
 
@@ -56,6 +60,8 @@ def vllm_config() -> GeneratorConfig:
 def start_vllm(wide_networks: list[Any], vllm_config: GeneratorConfig,
                tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Any]:
     """Starts a vLLM engine for the wide networks; the folder holds an architecture and no weights."""
+    if find_spec("vllm") is None:
+        pytest.skip("needs vLLM: make test-vllm")
     folder: Path = tmp_path_factory.mktemp("wide")
     wide_networks[0].config.save_pretrained(folder)
 
@@ -74,6 +80,21 @@ def vllm_engine(start_vllm: Callable[[], Any]) -> Iterator[Any]:
     engine = start_vllm()
     yield engine
     engine.close()
+
+
+@pytest.fixture
+def vllm_sampler(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The module of that name, over vLLM's signatures alone where vLLM is not installed."""
+    name = "engine.generate.vllm_sampler"
+    installed = find_spec("vllm") is not None
+    if not installed:
+        folder = tmp_path_factory.mktemp("vllm")
+        write_vllm(folder)
+        monkeypatch.syspath_prepend(folder)
+    yield import_module(name)
+    if not installed:
+        for other in [other for other in sys.modules if other == name or other.partition(".")[0] == "vllm"]:
+            del sys.modules[other]
 
 
 @pytest.fixture(params=["native", "streaming", pytest.param("vllm", marks=NEEDS_VLLM)])

@@ -11,6 +11,7 @@ from engine.generate.passes import Passes
 from engine.models.decoder import Decoder
 from engine.models.packed import Block
 from engine.models.policy import head_weight, hidden_states, published_tensors
+from engine.trace import recording
 from tests.small_models import ask, random_prompt, tiny_decoder, tiny_network
 
 SLOTS, CAPACITY = 3, 32
@@ -30,8 +31,10 @@ def made(decoder: Decoder, filled: bool) -> tuple[Passes, SlotTable]:
 def test_two_passes_give_the_likeliest_token() -> None:
     network = tiny_network()
     passes, table = made(tiny_decoder(network, CAPACITY), filled=False)
-    work = passes.prefill([0, 2])
+    with recording() as spans:
+        work = passes.prefill([0, 2])
     assert work.spans == {0: (0, 4), 2: (0, 3)}
+    assert [one.amounts for one in spans] == [{"passes": 1, "prompts": 2, "tokens": 7}]
     table.filled[[0, 2]] = 4, 3
     ready = table.ready()
     tokens, logprobs = passes.decode(ready, np.zeros(SLOTS, np.int64), np.zeros(SLOTS, np.float32))
@@ -43,6 +46,14 @@ def test_two_passes_give_the_likeliest_token() -> None:
             expected = (hidden @ head_weight(network).T).log_softmax(-1)
         assert token == expected.argmax()
         assert logprob == pytest.approx(float(expected.max()), abs=1e-5)
+
+
+def test_a_prompt_counts_once_however_many_passes_it_takes() -> None:
+    passes, table = made(tiny_decoder(tiny_network(), CAPACITY), filled=False)
+    table.filled[0] = 2
+    with recording() as spans:
+        passes.prefill([0, 2])
+    assert [one.amounts["prompts"] for one in spans] == [1]
 
 
 def test_everything_is_made_on_the_device_of_the_decoder(monkeypatch: pytest.MonkeyPatch) -> None:

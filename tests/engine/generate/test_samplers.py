@@ -15,6 +15,7 @@ from engine.errors import ConfigError
 from engine.generate import samplers
 from engine.generate.native import NativeSampler
 from engine.generate.samplers import ABILITIES, build_sampler, check_sampler
+from tests.engine.generate.fake_vllm import write_vllm
 from tests.small_models import tiny_config
 
 NATIVE, VLLM = GeneratorConfig(), GeneratorConfig(kind=GeneratorKind.vllm)
@@ -53,6 +54,35 @@ def test_a_vllm_without_the_needed_calls_is_named(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: object())
     with pytest.raises(ConfigError, match=r"lacks what Perilune calls \(ImportError.*SamplingParams.*install 0\.32"):
         check_sampler(config(VLLM), {})
+
+
+@pytest.mark.parametrize(("without", "instead", "said"), [
+    ("(self, weight_version=None)", "(self)", r"AsyncLLM\.finish_weight_update: .*'weight_version'"),
+    ("weight_versions:", "versions:", "CompletionOutput has no weight_versions"),
+    ("def resume_generation", "def go_on", "AsyncLLM has no resume_generation"),
+])
+def test_a_vllm_that_takes_other_calls_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without: str,
+                                                instead: str, said: str) -> None:
+    write_vllm(tmp_path, without, instead)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: object())
+    with pytest.raises(ConfigError, match=rf"lacks what Perilune calls \({said}\): install 0\.32"):
+        check_sampler(config(VLLM), {})
+
+
+def test_a_vllm_that_takes_the_calls_passes_and_what_it_does_not_heed_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_vllm(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(samplers.importlib.util, "find_spec", lambda name: object())
+    overlapping = ScheduleConfig(kind="async", max_staleness=1)
+    assert check_sampler(config(VLLM, schedule=overlapping), {}) == []
+    narrow = replace(VLLM, prefill_tokens=64)
+    (sentence,) = check_sampler(config(narrow, schedule=overlapping), {})
+    assert sentence.startswith("generator.prefill_tokens=64 counts for generator.kind=native alone")
+    assert "generator.vllm.max_num_batched_tokens" in sentence
+    assert check_sampler(config(GeneratorConfig(prefill_tokens=64)), {}) == []
 
 
 @pytest.mark.skipif(find_spec("vllm") is None, reason="needs vLLM: make test-vllm")

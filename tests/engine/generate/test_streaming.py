@@ -60,6 +60,15 @@ def test_an_engine_that_runs_ahead_says_the_same(network: Any) -> None:
     assert said[0] == said[1] == said[2]
 
 
+def test_an_engine_steps_as_often_as_the_slot_that_said_most_has_tokens(network: Any) -> None:
+    sampler, _ = streaming(network, lead=5)
+    sampler.submit([ask(0, random_prompt(0, 5), 8), ask(1, random_prompt(1, 5), 3)])
+    sampler.step()
+    assert sampler.metrics()["decode_steps"] == 5
+    drain(sampler)
+    assert sampler.metrics()["decode_steps"] == 8
+
+
 def test_the_engine_is_told_what_may_be_sampled_in_this_stay(network: Any) -> None:
     sampler, engine = streaming(network)
     prompt = random_prompt(0, 5)

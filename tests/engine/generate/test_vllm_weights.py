@@ -1,12 +1,13 @@
 from __future__ import annotations
 
+import errno
 import os
 from typing import Any
 
 import pytest
 import torch
 
-from engine.errors import ModelError
+from engine.errors import ActorError, ModelError
 from engine.generate.vllm_weights import Layout, Parcel, unpack
 from engine.models.policy import published_tensors
 from tests.small_models import tiny_config, tiny_network
@@ -50,7 +51,7 @@ def test_weights_of_another_model_are_refused_by_the_name_of_the_tensor(layout: 
 
 
 def test_a_parcel_arrives_as_it_was_sent_and_its_memory_is_used_again() -> None:
-    parcel = Parcel()
+    parcel = Parcel("generator-0#1")
     first = {"a": torch.arange(5, dtype=torch.int64), "b": torch.randn(3, 2).bfloat16(), "c": torch.zeros(0, 4)}
     sent = parcel.write(first)
     arrived = dict(unpack(**sent))
@@ -68,3 +69,18 @@ def test_a_parcel_arrives_as_it_was_sent_and_its_memory_is_used_again() -> None:
     parcel.close()
     parcel.close()
     assert not os.path.exists(larger["path"])
+
+
+def test_without_room_the_generator_is_named_and_the_next_version_finds_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    parcel, tensors = Parcel("generator-0#1"), {"a": torch.randn(2**18)}
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(ActorError, match=r"generator-0#1 during taking weights: 1 MiB .* No space left .* more memory"):
+        parcel.write(tensors)
+    monkeypatch.undo()
+    sent = parcel.write(tensors)
+    assert os.path.getsize(sent["path"]) == 2**20
+    assert torch.equal(dict(unpack(**sent))["a"], tensors["a"])
+    parcel.close()
