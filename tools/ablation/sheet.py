@@ -46,8 +46,8 @@ def ablation_sheet(outcome: Mapping[str, Any], cells: Sequence[Cell], stories: M
                             html_table(outcome["simulated"]["header"], outcome["simulated"]["rows"]),
                             bullets(outcome["simulated"]["assumptions"])))
     body += [section("Measures", "Mean over seeds, under it the 95 % interval (Student's t). Shares of tokens are of "
-                     f"all that were generated. {MARK} here: the difference to {arms[0]}, paired by seed, is outside the "
-                     "noise.",
+                     f"all that were generated. {MARK} here: the difference to {arms[0]}, paired by seed, is outside "
+                     "the noise.",
                      html_table(*measures_table(outcome))),
              section(f"Beside {arms[0]}", f"Paired by seed: factors (x), and differences where they have no x. {NOISE}",
                      html_table(*differences_table(outcome))),
