@@ -106,7 +106,7 @@ def cuda_architectures() -> str:
         return HOPPER.rpartition("=")[2]
     from torch.utils.cpp_extension import _get_cuda_arch_flags
 
-    return " ".join(re.findall(r"code=(\w+)", " ".join(_get_cuda_arch_flags())))
+    return " ".join(re.findall(r",code=(\w+)", " ".join(_get_cuda_arch_flags())))
 
 
 def builder() -> Any:

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import os
+import runpy
 import subprocess
 import sys
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import pytest
+import setuptools
 import torch
 
 from engine.errors import ConfigError
@@ -104,6 +106,16 @@ def test_what_was_built_stands_beside_the_kernels(tmp_path: Path, monkeypatch: p
     assert extension._built_for() == ""
     (tmp_path / "_C_cuda.architectures").write_text("sm_90a\n")
     assert extension._built_for() == "sm_90a"
+
+
+def test_what_is_built_is_written_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(setuptools, "setup", lambda **_: None)
+    monkeypatch.setenv("PERILUNE_CUDA", "0")
+    monkeypatch.delenv("TORCH_CUDA_ARCH_LIST", raising=False)
+    built = runpy.run_path(str(Path(__file__).parents[3] / "setup.py"))["cuda_architectures"]
+    assert built() == "sm_90a"
+    monkeypatch.setenv("TORCH_CUDA_ARCH_LIST", "9.0a;8.0+PTX")
+    assert set(built().split()) == {"sm_90a", "sm_80", "compute_80"}
 
 
 def test_unknown_choice_is_refused() -> None:
