@@ -8,6 +8,7 @@ and nvcc is at hand, ``1`` always (what is missing is an error), ``0`` never. Th
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import sys
 import sysconfig
@@ -18,6 +19,8 @@ from typing import Any
 from setuptools import find_namespace_packages, find_packages, setup
 
 HERE = Path(__file__).parent
+CUDA_MODULE = "engine.ops._C_cuda"
+HOPPER = "arch=compute_90a,code=sm_90a"
 INSTALL = [
     "torch>=2.11,<2.14",
     "transformers>=5.16,<5.24",
@@ -87,14 +90,40 @@ def cuda_extensions() -> list[Any]:
     from torch.utils.cpp_extension import CUDAExtension
 
     sources = sorted(glob("csrc/cuda/*.cu", root_dir=HERE) + glob("csrc/bindings/cuda*.cpp", root_dir=HERE))
-    hopper = [] if os.environ.get("TORCH_CUDA_ARCH_LIST") else ["-gencode", "arch=compute_90a,code=sm_90a"]
+    hopper = [] if os.environ.get("TORCH_CUDA_ARCH_LIST") else ["-gencode", HOPPER]
     module = CUDAExtension(
-        "engine.ops._C_cuda",
+        CUDA_MODULE,
         sources,
         depends=sorted(glob("csrc/*/*.h", root_dir=HERE) + glob("csrc/cuda/*.cuh", root_dir=HERE)),
         extra_compile_args={"cxx": ["-O3", "-fvisibility=hidden", "-g0"], "nvcc": ["-O3", *hopper]},
     )
     return [module]
+
+
+def cuda_architectures() -> str:
+    """nvcc's names of what the kernels for GPUs are compiled for, such as sm_90a."""
+    if not os.environ.get("TORCH_CUDA_ARCH_LIST"):
+        return HOPPER.rpartition("=")[2]
+    from torch.utils.cpp_extension import _get_cuda_arch_flags
+
+    return " ".join(re.findall(r",code=(\w+)", " ".join(_get_cuda_arch_flags())))
+
+
+def builder() -> Any:
+    """torch's ``build_ext``, which also writes what the kernels for GPUs are compiled for beside them."""
+    from torch.utils.cpp_extension import BuildExtension
+
+    plain: Any = BuildExtension.with_options(use_ninja=shutil.which("ninja") is not None)
+
+    class Build(plain):  # type: ignore[misc]
+        def run(self) -> None:
+            super().run()
+            for module in self.extensions:
+                if module.name == CUDA_MODULE:
+                    beside = Path(self.get_ext_fullpath(module.name)).with_name("_C_cuda.architectures")
+                    beside.write_text(cuda_architectures() + "\n", encoding="utf-8")
+
+    return Build
 
 
 def extension() -> dict[str, Any]:
@@ -103,7 +132,7 @@ def extension() -> dict[str, Any]:
     if reason:
         print(f"perilune: {reason}: no compiled ops, the readable references serve", file=sys.stderr)
         return {}
-    from torch.utils.cpp_extension import BuildExtension, CppExtension
+    from torch.utils.cpp_extension import CppExtension
 
     bindings = set(glob("csrc/bindings/*.cpp", root_dir=HERE)) - set(glob("csrc/bindings/cuda*.cpp", root_dir=HERE))
     sources = sorted([*glob("csrc/cpu/*.cpp", root_dir=HERE), *bindings])
@@ -125,11 +154,7 @@ def extension() -> dict[str, Any]:
         extra_compile_args=flags,
         extra_link_args=["-fopenmp"],
     )
-    ninja = shutil.which("ninja") is not None
-    return {
-        "ext_modules": [module, *cuda_extensions()],
-        "cmdclass": {"build_ext": BuildExtension.with_options(use_ninja=ninja)},
-    }
+    return {"ext_modules": [module, *cuda_extensions()], "cmdclass": {"build_ext": builder()}}
 
 
 def long_description() -> str:

@@ -65,6 +65,7 @@ static void spread_gradient(const Logits& args, int64_t token, const float* stat
   if (target < first || target >= last) return;
   // 1 - p loses its digits as p nears 1; expm1 of the forward's own log-probability keeps them.
   float logprob = statistics[3], p = ::expf(logprob);
-  float shared = p * (statistics[6] - statistics[5] * (logprob + statistics[2]));
+  float finite = logprob < -1e4f ? -1e4f : logprob;  // as `bounded`; expm1 has no need of it
+  float shared = p * (statistics[6] - statistics[5] * (finite + statistics[2]));
   store_some(to + target, all(statistics[0] * (shared - ::expm1f(logprob) * statistics[4])), 1);
 }

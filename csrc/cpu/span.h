@@ -40,7 +40,7 @@ PERILUNE_INLINE Register power(Register x) {
 #if PERILUNE_WIDE
   Register f = (Register)_mm512_reduce_ps((__m512)x, 0x09);  // x - floor(x)
 #else
-  Register bounded = greater(x, spread(-126.0f));
+  Register bounded = x < spread(-126.0f) ? spread(-126.0f) : x;  // in this order NaN stays NaN
   Register shifted = (bounded - 0.5f) + 12582912.0f;  // 1.5 * 2^23: the low bits hold floor(x)
   Register f = bounded - (shifted - 12582912.0f);
 #endif

@@ -27,16 +27,22 @@ __device__ inline float logprob_of(float logit, float scale, float lse) {
   return logprob > 0.0f ? 0.0f : logprob;
 }
 
-__device__ inline float slope_at(const Slope& slope, float logit) {
-  float logprob = logprob_of(logit, slope.scale, slope.lse);
+__device__ inline float slope_of_logprob(const Slope& slope, float logprob) {
   return __expf(logprob) * fmaf(slope.factor, logprob, slope.constant);
 }
+
+__device__ inline float slope_at(const Slope& slope, float logit) {
+  return slope_of_logprob(slope, logprob_of(logit, slope.scale, slope.lse));
+}
+
+// Far below where exp is 0; finite, so that 0 times it is 0 for a logit of minus infinity. NaN stays.
+__device__ inline float bounded(float below) { return below < -1e4f ? -1e4f : below; }
 
 // 1 - p loses its digits as p nears 1; expm1 of the forward's own log-probability keeps them.
 __device__ inline float on_target(const float* statistics, int64_t pitch) {
   float scale = statistics[0], logprob = statistics[3 * pitch];
   float own = -expm1f(logprob) * statistics[4 * pitch];
-  float rest = statistics[6 * pitch] - statistics[5 * pitch] * (logprob + statistics[2 * pitch]);
+  float rest = statistics[6 * pitch] - statistics[5 * pitch] * (bounded(logprob) + statistics[2 * pitch]);
   return scale * (own + __expf(logprob) * rest);
 }
 

@@ -14,9 +14,6 @@ struct Sums {
   float maximum, sum, weighted;
 };
 
-// Far below where exp is 0; finite, so that 0 times it is 0 for a logit of minus infinity. NaN stays.
-__device__ inline float bounded(float below) { return below < -1e4f ? -1e4f : below; }
-
 __device__ inline void raise_to(Sums& sums, float maximum) {
   float shift = sums.maximum - maximum, keep = __expf(shift);
   sums.weighted = fmaf(sums.sum, shift, sums.weighted) * keep;
@@ -86,7 +83,8 @@ __global__ void __launch_bounds__(kGradientThreads)
     float values[kChunk];
     load_some<whole>(logits + at, left, 0.0f, values);
 #pragma unroll
-    for (int i = 0; i < kChunk; ++i) values[i] = slope_at(slope, values[i] == -INFINITY ? kLowest : values[i]);
+    for (int i = 0; i < kChunk; ++i)
+      values[i] = slope_of_logprob(slope, bounded(logprob_of(values[i], slope.scale, slope.lse)));
     T* to = out + row * args.vocabulary;
     store_some<whole>(to + at, left, values);
     if (target >= at && target < at + min(left, int64_t(kChunk)))

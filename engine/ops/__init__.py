@@ -4,6 +4,6 @@ The compiled kernels of ``csrc/`` serve where they were built; everywhere else t
 log-probabilities and entropies are float32 whatever the weights are, and a token's values never depend on
 its neighbours.
 
-Values - targets, slots, positions, temperatures - are looked at where that costs no wait. Kernels on a GPU do
+Values - targets, rows, slots, positions, temperatures - are looked at where that costs no wait. Kernels on a GPU do
 not raise over one out of range: they read and write nothing there, and answer NaN.
 """

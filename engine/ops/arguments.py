@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 
@@ -36,3 +37,9 @@ def expect_range(values: Tensor, argument: str, low: int, high: int) -> None:
     if values.numel():
         least, most = int(values.min()), int(values.max())
         expect(low <= least and most < high, argument, f"values in {low}..{high - 1}", f"{least}..{most}")
+
+
+def expect_no_graph(op: str) -> None:
+    """Raise ``RuntimeError`` in the backward of an op that has no second gradient, where one is asked for."""
+    if torch.is_grad_enabled():  # torch's own decorator for this costs as much as a small kernel
+        raise RuntimeError(f"{op} is differentiable once: do without create_graph")

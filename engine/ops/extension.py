@@ -2,7 +2,8 @@
 
 ``engine.ops._C`` is built by ``setup.py``. Without it every op runs its readable reference, which is said
 once on the logger ``perilune.ops``. With a torch for CUDA it builds ``engine.ops._C_cuda`` as well, the
-kernels for GPUs. Two environment variables steer the choice, both read at import:
+kernels for GPUs, which are left alone where a visible GPU is not among those that they were built for. Two
+environment variables steer the choice, both read at import:
 
 ``PERILUNE_OPS``
     ``auto`` (default) or ``reference``: leave the extension alone.
@@ -14,9 +15,12 @@ kernels for GPUs. Two environment variables steer the choice, both read at impor
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import logging
 import os
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,9 +67,47 @@ def force_level(wanted: str) -> None:
         raise ConfigError("PERILUNE_OPS_LEVEL", wanted, f"this processor reaches {best} at most")
 
 
+def _built_for() -> str:
+    """What ``setup.py`` wrote beside the kernels for GPUs: nvcc's names of what they run on; empty: not known."""
+    found = importlib.util.find_spec("engine.ops._C_cuda")
+    if found is None or found.origin is None:
+        return ""
+    beside = Path(found.origin).with_name("_C_cuda.architectures")
+    return beside.read_text(encoding="utf-8").strip() if beside.exists() else ""
+
+
+def runs_on(built: str, major: int, minor: int) -> bool:
+    """Whether one of nvcc's targets runs on a GPU of a compute capability.
+
+    ``sm_90`` runs on capability 9.0 and later minors of 9, ``sm_90a`` on 9.0 alone, ``sm_100f`` on the family of 10;
+    ``compute_90`` is compiled for any later one when it is loaded.
+
+    Example:
+        >>> runs_on("sm_90a", 9, 0), runs_on("sm_80 compute_80", 9, 0), runs_on("sm_80", 9, 0)
+        (True, True, False)
+    """
+    for kind, digits, last, feature in re.findall(r"(sm|compute)_(\d+)(\d)([af]?)", built):
+        target = int(digits), int(last)
+        later = (major, minor) >= target
+        if (major, minor) == target or (later and feature != "a" and (major == target[0] or kind == "compute")):
+            return True
+    return False
+
+
 def _load_cuda() -> bool:
     if not _available or torch.version.cuda is None:
         return False
+    built = _built_for()
+    if built and torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            major, minor = torch.cuda.get_device_capability(index)
+            if not runs_on(built, major, minor):
+                _log.warning(
+                    "the kernels for GPUs are built for %s and GPU %d is of compute capability %d.%d: the slower "
+                    "references serve there; build again with TORCH_CUDA_ARCH_LIST=%d.%d, or hide that GPU with "
+                    "CUDA_VISIBLE_DEVICES", built, index, major, minor, major, minor,
+                )
+                return False
     try:
         importlib.import_module("engine.ops._C_cuda")
     except ImportError as error:

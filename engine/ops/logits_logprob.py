@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect, expect_device, expect_range
+from engine.ops.arguments import expect, expect_device, expect_no_graph, expect_range
 from engine.ops.extension import register
 
 
@@ -26,7 +26,8 @@ def logits_logprob(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Score targets under softmax(logits * inverse_temperature).
 
-    Differentiable for ``logits`` through all three results, once. A logit of minus infinity has
+    Differentiable for ``logits`` through all three results, once: bfloat16 and float32 raise ``RuntimeError`` where a
+    second gradient is asked for. A logit of minus infinity has
     probability 0 and takes no part.
 
     Args:
@@ -103,6 +104,7 @@ def _setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: tuple[Tensor, .
 
 
 def _backward(ctx: Any, g_logprob: Tensor, g_entropy: Tensor, g_lse: Tensor) -> tuple[Tensor | None, ...]:
+    expect_no_graph("logits_logprob")
     logits, target, scale, logprob, entropy, lse = ctx.saved_tensors
     statistics = torch.stack([scale, lse, entropy, logprob, g_logprob, g_entropy, g_lse])
     return _gradient_op(logits, target, statistics), None, None

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from engine.ops.arguments import expect, expect_device
+from engine.ops.arguments import expect, expect_device, expect_no_graph
 from engine.ops.extension import available, register
 from engine.ops.varlen_attention import serves, varlen_attention
 
@@ -35,7 +35,7 @@ _SHORT_KEYS = 192
 
 
 def packed_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tensor, scale: float) -> Tensor:
-    """Causal attention inside each segment of a packed row; differentiable.
+    """Causal attention inside each segment of a packed row; differentiable, as :func:`span_attention` is.
 
     Args:
         query: [T, H, d] bfloat16, float32 or float64; any strides, though values of a head side by side save a copy.
@@ -63,6 +63,8 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tens
 
 def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
     """Causal attention inside each span and to its whole context; differentiable.
+
+    By the kernels once: they raise ``RuntimeError`` where a second gradient is asked for.
 
     Args:
         query: [T, H, d] bfloat16, float32 or float64; any strides, though values of a head side by side save a copy.
@@ -240,6 +242,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 
 def _backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    expect_no_graph("packed_attention")
     query, key, value, out, lse, spans = ctx.saved_tensors
     return (*_gradient_op(gradient, query, key, value, out, lse, spans, ctx.scale), None, None)
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect, expect_device
+from engine.ops.arguments import expect, expect_device, expect_no_graph
 from engine.ops.extension import register
 from engine.ops.segments import partition, segment_broadcast_reference, segment_sum_reference
 
@@ -162,8 +162,7 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
-        if torch.is_grad_enabled():  # torch's own decorator for this costs as much as the kernel
-            raise RuntimeError("policy_gradient is differentiable once: do without create_graph")
+        expect_no_graph("policy_gradient")
         gradient = _backward_op(*ctx.saved_tensors, *upstream, *ctx.numbers)
         return gradient, None, None, None, None, None, None
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.ops import head_gradient
 from engine.ops import token_logprob as home
 from tools.bench import gpu
 from tools.bench.gpu_peers import Peer, installed
@@ -85,11 +86,11 @@ def sweep(arguments: tuple[Tensor, ...]) -> dict[str, Any]:
         sides = {"forward": forward_of(ours, arguments), "both": both_of(ours, arguments)}
         found[name] = gpu.timed(sides, 7, 2)
     set_fused(True)
-    before = home._CUDA_BACKWARD_ROWS, home._CUDA_BACKWARD_LOGITS
+    before = head_gradient._CUDA_BACKWARD_ROWS, head_gradient._CUDA_BACKWARD_LOGITS
     for rows in BACKWARD_ROWS:
-        home._CUDA_BACKWARD_ROWS, home._CUDA_BACKWARD_LOGITS = rows, rows * TOKENS
+        head_gradient._CUDA_BACKWARD_ROWS, head_gradient._CUDA_BACKWARD_LOGITS = rows, rows * TOKENS
         found[f"both, {rows} rows"] = gpu.timed({"": both_of(ours, arguments)}, 7, 2)[""]
-    home._CUDA_BACKWARD_ROWS, home._CUDA_BACKWARD_LOGITS = before
+    head_gradient._CUDA_BACKWARD_ROWS, head_gradient._CUDA_BACKWARD_LOGITS = before
     return found
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +15,20 @@ import torch
 from engine.ops import extension
 
 
-def _levels() -> list[str]:
+def _level(name: str) -> Any:
+    """A parameter of a test; skipped, with the reason, where this machine can not run it."""
+    missing = ""
     if not extension.available():
-        return []
-    return list(extension.LEVELS[: extension.LEVELS.index(torch.ops.perilune.best_cpu_level()) + 1])
+        missing = "the extension is not built"
+    elif name == "cuda":
+        missing = "" if extension.cuda_available() and torch.cuda.is_available() else "no GPU, or no kernels for it"
+    elif extension.LEVELS.index(name) > extension.LEVELS.index(torch.ops.perilune.best_cpu_level()):
+        missing = f"this processor has no {name}"
+    return pytest.param(name, marks=pytest.mark.skip(missing) if missing else ())
 
 
-def _everywhere() -> list[str]:
-    gpu = extension.cuda_available() and torch.cuda.is_available()
-    return [*_levels(), "cuda"] if gpu else _levels()
+_LEVELS = [_level(name) for name in extension.LEVELS]
+_EVERYWHERE = [*_LEVELS, _level("cuda")]
 
 
 @contextmanager
@@ -37,9 +43,6 @@ def _running(name: str) -> Iterator[str]:
     extension.force_level(before)
 
 
-_MISSING = pytest.param("", marks=pytest.mark.skip("the extension is not built"))
-
-
 @pytest.fixture(autouse=True)
 def _seed_and_one_thread() -> Iterator[None]:
     torch.manual_seed(11)
@@ -49,21 +52,21 @@ def _seed_and_one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture(params=_levels() or [_MISSING])
+@pytest.fixture(params=_LEVELS)
 def cpu_level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the compiled ops at one instruction level of the processor."""
     with _running(request.param) as name:
         yield name
 
 
-@pytest.fixture(params=_everywhere() or [_MISSING])
+@pytest.fixture(params=_EVERYWHERE)
 def level(request: pytest.FixtureRequest) -> Iterator[str]:
     """Run the compiled ops at one instruction level, then on the GPU."""
     with _running(request.param) as name:
         yield name
 
 
-@pytest.fixture(params=["reference", *_everywhere()])
+@pytest.fixture(params=["reference", *_EVERYWHERE])
 def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """The reference, then each instruction level, then the GPU."""
     if request.param == "reference":
@@ -73,7 +76,7 @@ def implementation(request: pytest.FixtureRequest) -> Iterator[str]:
         yield name
 
 
-@pytest.fixture(params=["reference", *_levels()])
+@pytest.fixture(params=["reference", *_LEVELS])
 def cpu_implementation(request: pytest.FixtureRequest) -> Iterator[str]:
     """The reference, then each instruction level; for tests that say themselves where their tensors lie."""
     if request.param == "reference":
@@ -96,7 +99,8 @@ def two_threads() -> Iterator[None]:
 def poisoned() -> Iterator[None]:
     """Memory that nobody has written yet holds NaN or the largest integer."""
     before = torch.are_deterministic_algorithms_enabled(), torch.utils.deterministic.fill_uninitialized_memory
-    torch.use_deterministic_algorithms(True)
+    # The products of a GPU's library are refused otherwise.
+    torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True
     yield
     torch.use_deterministic_algorithms(before[0])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from engine.ops import extension, packed_rows, segments
-from engine.ops.arguments import describe, expect, expect_device, expect_range
+from engine.ops.arguments import describe, expect, expect_device, expect_no_graph, expect_range
 from engine.ops.logits_logprob import logits_logprob
 from engine.ops.packed_attention import packed_attention, span_attention
 from engine.ops.policy_gradient import policy_gradient
@@ -38,6 +38,13 @@ def test_a_tensor_of_another_device_is_named() -> None:
     expect_device(torch.zeros(2), x=torch.zeros(2), y=None)
     with pytest.raises(ValueError, match="y: expected a tensor on cpu, got meta"):
         expect_device(torch.zeros(2), x=torch.zeros(2), y=torch.zeros(2, device="meta"))
+
+
+def test_a_second_gradient_is_refused_by_name() -> None:
+    with torch.no_grad():
+        expect_no_graph("dot")
+    with pytest.raises(RuntimeError, match="dot is differentiable once: do without create_graph"):
+        expect_no_graph("dot")
 
 
 def _calls() -> dict[str, tuple[Callable[..., object], dict[str, Any]]]:

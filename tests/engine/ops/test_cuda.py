@@ -127,6 +127,37 @@ def test_a_target_out_of_range_is_nan_and_reads_nothing() -> None:
     assert bool(entropy.isfinite().all() and lse.isfinite().all())
 
 
+@pytest.mark.usefixtures("way")
+def test_rows_out_of_range_are_nan_and_touch_nothing() -> None:
+    hidden, weight, *_ = problem(5, 151, 64, torch.bfloat16)
+    rows, target, scale = torch.tensor([4, -1, 5, 0, 1 << 40]), torch.randint(0, 151, (5,)), torch.rand(5) + 0.5
+    there = torch.tensor([0, 3])
+    hidden.requires_grad_()
+    weight.requires_grad_()
+    results = token_logprob(hidden, weight, target, scale, rows=rows)
+    for values in results:
+        assert values.isnan().tolist() == [False, True, True, False, True]
+    d_hidden, d_weight = torch.autograd.grad(results[0][there].sum(), [hidden, weight])
+    alone = token_logprob(hidden, weight, target[there], scale[there], rows=rows[there])
+    (expected,) = torch.autograd.grad(alone[0].sum(), hidden)
+    torch.testing.assert_close(d_hidden, expected)
+    assert bool(d_weight.isnan().all())
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradients_of_rows_listed_often_repeat(dtype: torch.dtype) -> None:
+    """Sums of five hundred by atomics would differ in their last places."""
+    hidden, weight, *_ = problem(8, 1000, 96, dtype)
+    rows, target, scale = torch.randint(0, 8, (4000,)), torch.randint(0, 1000, (4000,)), torch.rand(4000) + 0.5
+    hidden.requires_grad_()
+    found = [
+        torch.autograd.grad(token_logprob(hidden, weight, target, scale, rows=rows)[0].sum(), hidden)[0]
+        for _ in range(5)
+    ]
+    assert all(torch.equal(found[0], again) for again in found[1:])
+
+
 def test_neither_tf32_nor_autocast_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = problem(40, 1000, 96, torch.float32)
     plain = token_logprob(*arguments)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -27,7 +29,9 @@ def truth(logits: Tensor, target: Tensor, scale: Tensor) -> tuple[Tensor, ...]:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_agrees_with_float64(implementation: str, shape: tuple[int, int], dtype: torch.dtype) -> None:
+def test_agrees_with_float64(
+    implementation: str, shape: tuple[int, int], dtype: torch.dtype, poisoned: None
+) -> None:
     arguments = problem(shape, dtype)
     results = run(implementation, *arguments)
     assert len(results) == 3
@@ -87,7 +91,9 @@ def gradient(logits: Tensor, target: Tensor, scale: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 4e-3), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("shape", [(1, 151), (15, 257), (3, 16400)])
-def test_gradient(level: str, shape: tuple[int, int], dtype: torch.dtype, bound: float) -> None:
+def test_gradient(
+    level: str, shape: tuple[int, int], dtype: torch.dtype, bound: float, poisoned: None
+) -> None:
     logits, target, scale = problem(shape, dtype)
     got, exact = gradient(logits, target, scale), gradient(logits.double(), target, scale)
     assert got.dtype == dtype
@@ -101,6 +107,64 @@ def test_gradient_with_impossible_logits(level: str) -> None:
     got, exact = gradient(logits, target, scale), gradient(logits[:, :30].double(), target, scale)
     assert torch.equal(got[:, 30:], torch.zeros(2, 10))
     torch.testing.assert_close(got[:, :30].double(), exact, atol=1e-6, rtol=1e-4)
+
+
+def statistics_of(implementation: str, logits: Tensor, target: Tensor, scale: Tensor, factors: Tensor) -> Tensor:
+    logprob, entropy, lse = run(implementation, logits, target, scale)
+    return torch.stack([scale, lse, entropy, logprob, *factors])
+
+
+def run_gradient(implementation: str, *arguments: Tensor) -> Tensor:
+    by_kernel: Callable[..., Tensor] = torch.ops.perilune.logits_gradient
+    return (logits_gradient_reference if implementation == "reference" else by_kernel)(*arguments)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_of_an_impossible_target(implementation: str, dtype: torch.dtype) -> None:
+    """Its own logit takes the whole upstream gradient, for p = 0; a token left out of the loss takes nothing."""
+    logits, _, scale = problem((3, 40), dtype)
+    logits[:, 30:] = -torch.inf
+    target, factors = torch.tensor([35, 35, 3]), torch.randn(3, 3)
+    factors[:, 1] = 0
+    statistics = statistics_of(implementation, logits, target, scale, factors)
+    assert statistics[3].isinf().tolist() == [True, True, False]
+    got = run_gradient(implementation, logits, target, statistics)
+    wide = logits[:, :30].double().requires_grad_()
+    logprobs = (wide * scale.double()[:, None]).log_softmax(-1)
+    # The log-probability of an impossible target falls with the log-normaliser alone.
+    lse = (wide * scale.double()[:, None]).logsumexp(-1)
+    chosen = torch.stack([-lse[0], -lse[1], logprobs[2, 3]])
+    entropy = -(logprobs.exp() * logprobs).sum(-1)
+    loss = (torch.stack([chosen, entropy, lse]) * factors.double()).sum()
+    (exact,) = torch.autograd.grad(loss, wide)
+    bound = 2.0**-8 if dtype == torch.bfloat16 else 1e-4
+    torch.testing.assert_close(got[:, :30].double(), exact, atol=1e-5, rtol=bound)
+    torch.testing.assert_close(got[0, 35].float(), scale[0] * factors[0, 0], atol=0, rtol=bound)
+    got[0, 35] = 0
+    assert got[1].count_nonzero() == 0
+    assert got[:, 30:].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gradient_with_a_finite_mask(implementation: str, dtype: torch.dtype) -> None:
+    """The least finite number overflows once it is scaled, and so does a large gradient of the entropy times it."""
+    logits, target, _ = problem((4, 300), dtype)
+    logits[:, 200:] = torch.finfo(dtype).min
+    target, scale, factors = target % 200, torch.tensor([1.4, 1.0, 1.4, 0.3]), torch.randn(3, 4)
+    factors[1] = torch.tensor([0.1, 8.0, -30.0, 8.0])
+    got = run_gradient(implementation, logits, target, statistics_of(implementation, logits, target, scale, factors))
+    wide = logits[:, :200].double().requires_grad_()
+    loss = (torch.stack(logits_logprob_reference(wide, target, scale)) * factors.double()).sum()
+    (exact,) = torch.autograd.grad(loss, wide)
+    assert got[:, 200:].count_nonzero() == 0
+    assert (got[:, :200].double() - exact).norm() <= (4e-3 if dtype == torch.bfloat16 else 1e-5) * exact.norm()
+
+
+def test_there_is_no_second_gradient(level: str) -> None:
+    logits, target, scale = problem((2, 40), torch.float32)
+    logits.requires_grad_()
+    with pytest.raises(RuntimeError, match="logits_logprob is differentiable once"):
+        torch.autograd.grad(logits_logprob(logits, target, scale)[0].sum(), logits, create_graph=True)
 
 
 def test_gradient_equals_its_reference(level: str) -> None:

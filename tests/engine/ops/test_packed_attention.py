@@ -74,7 +74,7 @@ def relative_error(got: Tensor, expected: Tensor) -> float:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize(("heads", "shared", "size"), SHAPES)
 def test_output_and_gradients_agree_with_float64(
-    cpu_implementation: str, heads: int, shared: int, size: int, dtype: torch.dtype
+    cpu_implementation: str, heads: int, shared: int, size: int, dtype: torch.dtype, poisoned: None
 ) -> None:
     inputs, spans = problem(heads, shared, size, dtype), span_tensor(SPANS)
     upstream = (torch.randn(TOKENS, heads, size) * torch.rand(TOKENS, 1, 1) * 3).to(dtype)
@@ -210,6 +210,29 @@ def test_what_stands_around_a_span_is_not_read(cpu_level: str, dtype: torch.dtyp
     for tensor, expected in zip(got, clean, strict=True):
         assert torch.equal(tensor[5:105], expected[5:105])
         assert bool(tensor[:5].isnan().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_nan_in_a_query_is_not_hidden(cpu_implementation: str, dtype: torch.dtype) -> None:
+    inputs, spans = problem(4, 2, 40, dtype), span_tensor(SPANS)
+    upstream = torch.randn(TOKENS, 4, 40).to(dtype)
+    run = reference_results if cpu_implementation == "reference" else results
+    clean = run(*inputs, spans, upstream)
+    broken = inputs[0].detach().clone()
+    broken[340, 2, 5] = float("nan")
+    got = run(broken.requires_grad_(), *inputs[1:], spans, upstream)
+    for ours, right in zip(got[:2], clean, strict=False):  # the output, the gradient of the query
+        assert bool(ours[340, 2].isnan().all())
+        ours[340, 2] = right[340, 2]
+        assert torch.equal(ours, right)
+    assert bool(got[2][128:329, 1].isnan().all())
+
+
+def test_there_is_no_second_gradient(cpu_level: str) -> None:
+    query, key, value = problem(2, 1, 16, torch.float32, 5)
+    output = span_attention(query, key, value, span_tensor([(0, 5, 0, 0)]), 0.2)
+    with pytest.raises(RuntimeError, match="packed_attention is differentiable once"):
+        torch.autograd.grad(output.sum(), query, create_graph=True)
 
 
 def test_any_strides(cpu_level: str) -> None:

@@ -159,12 +159,15 @@ def test_opcheck(device: str) -> None:
         )
 
 
-def test_compiles_without_a_break() -> None:
-    given, where = problem(8, torch.float32, "cpu"), index([3, 5], "cpu")
+@pytest.mark.parametrize("by_index", [True, False])
+def test_compiles_without_a_break(by_index: bool) -> None:
+    given, where, cu_seqlens = problem(8, torch.float32, "cpu"), index([3, 5], "cpu"), offsets([3, 5])
 
     def work(logprob: Tensor) -> Tensor:
         rest = {name: given[name] for name in ("coefficient", "reference", "weight")}
-        return policy_gradient(logprob, segment=where, num_segments=2, tau=TAU, **rest).loss
+        if by_index:
+            return policy_gradient(logprob, segment=where, num_segments=2, tau=TAU, **rest).loss
+        return policy_gradient(logprob, cu_seqlens=cu_seqlens, tau=TAU, **rest).loss
 
     compiled: Callable[[Tensor], Tensor] = torch.compile(work, backend="aot_eager", fullgraph=True)
     got = torch.autograd.grad(compiled(given["logprob"]), given["logprob"])[0]
@@ -180,6 +183,10 @@ def test_compiles_without_a_break() -> None:
         ({"coefficient": torch.zeros(7)}, r"coefficient: expected \[8\] of torch.float32, got \[7\] float32"),
         ({"reference": torch.zeros(8).double()}, r"reference: expected \[8\] of torch.float32, got \[8\] float64"),
         ({"weight": torch.zeros(8, device="meta")}, "weight: expected a tensor on cpu, got meta"),
+        ({"cu_seqlens": offsets([3, 5]).long()}, r"cu_seqlens: expected \[S \+ 1\] int32, got \[3\] int64"),
+        ({"cu_seqlens": offsets([3, 5])[:0]}, r"cu_seqlens: expected \[S \+ 1\] int32, got \[0\] int32"),
+        ({"tau": float("nan")}, "tau: expected at least 0, got nan"),
+        ({"length": float("nan")}, "length: expected above 0, got nan"),
         ({"tau": -0.1}, "tau: expected at least 0, got -0.1"),
         ({"length": 0.0}, "length: expected above 0, got 0.0"),
         ({"cu_seqlens": offsets([3, 4])}, "cu_seqlens: expected values from 0 to 8, got 0 to 7"),

@@ -51,7 +51,7 @@ def test_gumbel_noise_has_its_moments() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(1, 151, 64), (33, 1000, 96), (17, 2077, 100)])
 def test_draws_the_tokens_of_the_reference(
-    level: str, shape: tuple[int, int, int], dtype: torch.dtype
+    level: str, shape: tuple[int, int, int], dtype: torch.dtype, poisoned: None
 ) -> None:
     arguments = problem(*shape, dtype)
     token, logprob = sample(*arguments)
@@ -142,6 +142,7 @@ def test_opcheck() -> None:
 @pytest.mark.parametrize(
     ("index", "value", "said"),
     [
+        (0, torch.zeros(5, 0), r"hidden: expected a width D above 0, got \[5, 0\] float32"),
         (2, torch.ones(4), r"temperature: expected \[5\] torch.float32, got \[4\] float32"),
         (2, torch.full((5,), -1.0), "temperature: expected values >= 0"),
         (3, torch.zeros(5), r"key: expected \[5\] torch.int64, got \[5\] float32"),

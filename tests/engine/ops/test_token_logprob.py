@@ -4,12 +4,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from engine.ops.token_logprob import (
-    head_gradient_reference,
-    logit_gradient_reference,
-    token_logprob,
-    token_logprob_reference,
-)
+from engine.ops import head_gradient
+from engine.ops import token_logprob as module
+from engine.ops.token_logprob import token_logprob, token_logprob_reference
 
 SHAPES = [(0, 151, 64), (1, 151, 64), (15, 1000, 96), (17, 1000, 100), (33, 2077, 576)]
 DTYPES = [torch.bfloat16, torch.float32]
@@ -39,7 +36,9 @@ def truth(hidden: Tensor, weight: Tensor, target: Tensor, scale: Tensor) -> tupl
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_agrees_with_float64(implementation: str, shape: tuple[int, int, int], dtype: torch.dtype) -> None:
+def test_agrees_with_float64(
+    implementation: str, shape: tuple[int, int, int], dtype: torch.dtype, poisoned: None
+) -> None:
     arguments = problem(shape, dtype)
     for got, expected in zip(run(implementation, *arguments), truth(*arguments), strict=True):
         assert got.dtype == torch.float32
@@ -121,7 +120,9 @@ def gradients(score: object, hidden: Tensor, weight: Tensor, *rest: Tensor) -> l
 
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.bfloat16, 1e-2), (torch.float32, 1e-5)])
 @pytest.mark.parametrize("shape", [(1, 151, 64), (33, 1000, 96), (17, 4500, 100), (200, 2100, 33)])
-def test_gradients(level: str, shape: tuple[int, int, int], dtype: torch.dtype, bound: float) -> None:
+def test_gradients(
+    level: str, shape: tuple[int, int, int], dtype: torch.dtype, bound: float, poisoned: None
+) -> None:
     hidden, weight, target, scale = problem(shape, dtype)
     got = gradients(token_logprob, hidden, weight, target, scale)
     expected = gradients(token_logprob, hidden.double(), weight.double(), target, scale)
@@ -130,19 +131,15 @@ def test_gradients(level: str, shape: tuple[int, int, int], dtype: torch.dtype, 
         assert (ours.double() - exact).norm() <= bound * exact.norm()
 
 
-def test_logit_gradient_equals_its_reference(level: str) -> None:
-    hidden, weight, target, scale = problem((33, 151, 96), torch.float32)
-    logprob, entropy, lse = token_logprob(hidden, weight, target, scale)
-    statistics = torch.stack([scale, lse, entropy, logprob, *torch.randn(3, 33)])
-    rows = weight[37:].contiguous()
-    got = torch.ops.perilune.logit_gradient(hidden, rows, target, statistics, 37)
-    expected = logit_gradient_reference(hidden, rows, target, statistics, 37)
-    torch.testing.assert_close(got, expected, atol=2e-6, rtol=2e-5)
-
-
-def test_gradient_of_a_certain_token_keeps_its_digits(level: str) -> None:
-    """Probability 0.999 at logit 107: one ulp of the log-normaliser would already cost 0.8 percent."""
-    hidden, weight = torch.eye(32)[:1], torch.full((3, 32), 100.0)
+@pytest.mark.parametrize(
+    ("dtype", "other", "bound"),
+    [(torch.bfloat16, 98.0, 4e-3), (torch.float32, 98.0, 2e-3), (torch.float32, 100.0, 2e-4)],
+)
+def test_gradient_of_a_certain_token_keeps_its_digits(
+    level: str, dtype: torch.dtype, other: float, bound: float
+) -> None:
+    """Logit 107 among others of 98 or 100: the rounding of the log-normaliser would cost 1.1 or 0.07 percent."""
+    hidden, weight = torch.eye(32, dtype=dtype)[:1], torch.full((3, 32), other, dtype=dtype)
     weight[0, 0] = 107.0
     target, scale = torch.zeros(1, dtype=torch.int64), torch.ones(1)
     hidden.requires_grad_()
@@ -150,7 +147,17 @@ def test_gradient_of_a_certain_token_keeps_its_digits(level: str) -> None:
     (got,) = torch.autograd.grad(token_logprob(hidden, weight, target, scale)[0].sum(), weight)
     wide = hidden.detach().double(), weight.detach().double().requires_grad_()
     (exact,) = torch.autograd.grad(token_logprob(*wide, target, scale)[0].sum(), wide[1])
-    torch.testing.assert_close(got[0, 0].double(), exact[0, 0], rtol=2e-4, atol=0)
+    torch.testing.assert_close(got[0, 0].double(), exact[0, 0], rtol=bound, atol=0)
+
+
+@pytest.mark.parametrize("rows", [None, torch.tensor([1, 1])])
+def test_there_is_no_second_gradient(level: str, rows: Tensor | None) -> None:
+    hidden, weight, target, scale = problem((2, 40, 32), torch.float32)
+    hidden.requires_grad_()
+    chosen = None if rows is None else rows.to(hidden.device)
+    logprob = token_logprob(hidden, weight, target, scale, rows=chosen)[0]
+    with pytest.raises(RuntimeError, match="token_logprob is differentiable once"):
+        torch.autograd.grad(logprob.sum(), hidden, create_graph=True)
 
 
 def test_gradcheck_float64() -> None:
@@ -175,12 +182,6 @@ def test_opcheck(dtype: torch.dtype) -> None:
         (hidden, weight, target[rows], scale[rows], rows, True),
         **tolerance,
     )
-    statistics = torch.rand(7, 5)
-    torch.library.opcheck(
-        torch.ops.perilune.head_gradient.default,
-        (hidden.detach(), weight.detach(), target, statistics, None, True, True),
-        **tolerance,
-    )
 
 
 def test_rows_are_those_of_the_whole(implementation: str) -> None:
@@ -194,7 +195,7 @@ def test_rows_are_those_of_the_whole(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_gradients_of_rows(level: str, dtype: torch.dtype) -> None:
+def test_gradients_of_rows(level: str, dtype: torch.dtype, poisoned: None) -> None:
     """As if the rows had been taken out before; one that is listed three times gets all three."""
     hidden, weight, *_ = problem((70, 1000, 96), dtype)
     rows = torch.tensor([69, 3, 17, 3, 0, 3])
@@ -212,6 +213,29 @@ def test_gradients_of_rows(level: str, dtype: torch.dtype) -> None:
     assert torch.equal(d_weight, same_weight)
     assert d_hidden[1:3].count_nonzero() == 0
     assert (d_hidden.double() - exact).norm() <= (1e-2 if dtype == torch.bfloat16 else 1e-5) * exact.norm()
+
+
+def test_rows_out_of_range_are_nan_where_nobody_looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of a GPU, where to look at them would wait: other rows are read in their place."""
+    monkeypatch.setattr(head_gradient, "_refuse", lambda *_: None)
+    hidden, weight, *_ = problem((4, 151, 64), torch.float32)
+    rows, target, scale = torch.tensor([3, -1, 4, 0, 1 << 40]), torch.randint(0, 151, (5,)), torch.rand(5) + 0.5
+    there = [0, 3]
+    for values, expected in zip(
+        module._by_rows(hidden, weight, target, scale, rows, True),
+        token_logprob(hidden, weight, target[there], scale[there], rows=rows[there]), strict=True,
+    ):
+        assert values.isnan().tolist() == [False, True, True, False, True]
+        torch.testing.assert_close(values[there], expected)
+
+
+def test_float64_looks_at_its_rows() -> None:
+    hidden, weight, target, scale = problem((3, 40, 32), torch.float64)
+    with pytest.raises(ValueError, match=r"rows: expected values in 0\.\.2, got 0\.\.3"):
+        token_logprob(hidden, weight, target, scale, rows=torch.tensor([0, 1, 3]))
+    got = token_logprob(hidden, weight, target, scale, rows=torch.tensor([2, 2, 0]))
+    for values, expected in zip(got, truth(hidden[[2, 2, 0]], weight, target, scale), strict=True):
+        torch.testing.assert_close(values, expected)
 
 
 def test_no_rows_have_no_gradient(level: str) -> None:
@@ -268,24 +292,12 @@ def test_only_the_gradient_that_is_asked_for(level: str) -> None:
         assert parts[1 - which].shape == (0, 96)
 
 
-def test_head_gradient_agrees_with_its_reference(level: str) -> None:
-    hidden, weight, target, scale = problem((45, 1300, 96), torch.float32)
-    logprob, entropy, lse = token_logprob(hidden, weight, target, scale)
-    statistics = torch.stack([scale, lse, entropy, logprob, *torch.randn(3, 45)])
-    exact = head_gradient_reference(hidden, weight, target, statistics, None, True, True)
-    for dtype, bound in ((torch.float32, 1e-5), (torch.bfloat16, 3e-2)):
-        got = torch.ops.perilune.head_gradient(
-            hidden.to(dtype), weight.to(dtype), target, statistics, None, True, True
-        )
-        for ours, expected in zip(got, exact, strict=True):
-            assert (ours.float() - expected).norm() <= bound * expected.norm()
-
-
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         ({"hidden": torch.zeros(5, 4, 2)}, r"hidden: expected \[T, D\], got \[5, 4, 2\] float32"),
         ({"hidden": torch.zeros(5, 32, dtype=torch.float16)}, "hidden: expected bfloat16"),
+        ({"hidden": torch.zeros(5, 0), "weight": torch.zeros(40, 0)}, "hidden: expected a width D above 0, got .5, 0."),
         ({"weight": torch.zeros(40, 31)}, r"weight: expected \[V, 32\] of torch.float32, got \[40, 31\]"),
         ({"weight": torch.zeros(40, 32).bfloat16()}, "weight: expected .* got .* bfloat16"),
         ({"target": torch.zeros(4, dtype=torch.int64)}, r"target: expected \[5\] int64, got \[4\] int64"),

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -47,6 +51,35 @@ def test_what_the_kernel_is_given(spans: list[tuple[int, ...]], monkeypatch: pyt
         torch.autograd.grad(got, inputs, upstream), torch.autograd.grad(expected, inputs, upstream), strict=True
     ):
         torch.testing.assert_close(gradient, right)
+
+
+def test_flash_attn_is_called_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+
+    def flash_attn_varlen_func(*arguments: Any, **named: Any) -> Tensor:
+        calls.append((arguments, named))
+        return kernel(*arguments, named["softmax_scale"])
+
+    installed = ModuleType("flash_attn")
+    installed.flash_attn_varlen_func = flash_attn_varlen_func  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "flash_attn", installed)
+    module._kernel.cache_clear()
+    try:
+        assert kernel_name() == "flash"
+        inputs = [torch.randn(12, heads, 8, dtype=torch.float64) for heads in (4, 2, 2)]
+        spans = torch.tensor([(0, 4, 0, 0), (4, 3, 0, 4), (7, 5, 1, 2)], dtype=torch.int32)
+        got = varlen_attention(*inputs, spans, 0.3)
+    finally:
+        module._kernel.cache_clear()
+    torch.testing.assert_close(got, span_attention(*inputs, spans, 0.3))
+    ((arguments, named),) = calls
+    query, key, value, bounds, key_bounds, most, most_keys = arguments
+    assert query.shape == (12, 4, 8)
+    assert key.shape == value.shape == (18, 2, 8)
+    assert bounds.dtype == key_bounds.dtype == torch.int32
+    assert (bounds.tolist(), key_bounds.tolist()) == ([0, 4, 7, 12], [0, 4, 11, 18])
+    assert (most, most_keys) == (5, 7)
+    assert named == {"softmax_scale": 0.3, "causal": True}
 
 
 def test_no_tokens_need_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

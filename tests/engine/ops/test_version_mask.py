@@ -16,10 +16,10 @@ def offsets(lengths: list[int], device: str = "cpu") -> Tensor:
     return torch.tensor([0, *lengths]).cumsum(0).int().to(device)
 
 
-@pytest.fixture(params=["compiled", "reference"])
-def serve(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernels of the device, then the readable reference."""
-    if request.param == "reference":
+@pytest.fixture
+def serve(cpu_implementation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The readable reference, then the kernels of each level."""
+    if cpu_implementation == "reference":
         monkeypatch.setattr(module, "_op", module.version_mask_reference)
 
 
@@ -45,7 +45,7 @@ def test_tokens_within_the_bound(lengths: list[int], max_staleness: int, device:
     assert torch.equal(by_index[1], counts)
 
 
-def test_threads_and_strides_change_nothing(two_threads: None) -> None:
+def test_threads_and_strides_change_nothing(cpu_level: str, two_threads: None) -> None:
     tokens = 700_000
     versions, carries = torch.randint(0, 8, (tokens, 2))[:, 1], torch.rand(tokens, 2)[:, 0] < 0.5
     cu_seqlens = offsets([1, 400_000, 0, 299_999])
