@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from engine.errors import ActorError
 from engine.records import event as ev
-from engine.records.manifest import Manifest
+from engine.records.manifest import Kept, Manifest
 from engine.records.work import GeneratorOrder, GeneratorReport
 
 if TYPE_CHECKING:
@@ -144,9 +144,9 @@ class Generation:
         elif wrong:
             self._refused(name, "serving weights", f"it acknowledged digest {report.digest}", manifest)
 
-    def _refused(self, name: str, during: str, why: str, refused: Manifest | None) -> None:
+    def _refused(self, name: str, during: str, why: str, refused: Manifest | Kept | None) -> None:
         """Replace it, once the weights that its successor will receive are written anew."""
-        assert refused is not None, "only what was sent can be refused"
+        assert isinstance(refused, Manifest), "only what was sent can be refused"
         error = ActorError(name, during, why)
         self._driver.training.publish_again(refused, lambda: self._driver.died(error))
 

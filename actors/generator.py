@@ -69,8 +69,7 @@ class Generator:
                 reach(f"{self._role}.decode")
         counts = self.sampler.metrics()
         report = GeneratorReport(
-            generator=self._name,
-            deliveries=tuple(deliveries),
+            generator=self._name, deliveries=tuple(deliveries),
             version=self.sampler.version,
             digest=self.sampler.digest,
             refused=refused,
