@@ -68,7 +68,7 @@ def test_unknown_choice_is_refused() -> None:
 
 def test_force_level(cpu_level: str) -> None:
     assert extension.level() == cpu_level
-    with pytest.raises(ConfigError, match="choose one of plain, avx2, avx512, amx"):
+    with pytest.raises(ConfigError, match="choose one of plain, avx2, avx512, avx512bf16, amx"):
         extension.force_level("neon")
 
 
