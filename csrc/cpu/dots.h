@@ -11,7 +11,9 @@ struct DotRows {
 };
 
 constexpr int kDotRows = 8;   // whose sums for 32 columns are held in registers
-constexpr int kDotSteps = 2;  // summed in one accumulator before it joins the total
+// Steps summed in one accumulator before it joins the total. The gradient's blocks are whole multiples of this many
+// slices, so that its sums over rows do not depend on where a block ends.
+constexpr int kDotSteps = 4;
 
 PERILUNE_INLINE __m512bh pair_of(const uint16_t* two) {
   int32_t word;
