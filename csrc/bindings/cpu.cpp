@@ -155,9 +155,9 @@ std::string best_cpu_level() { return perilune::level_name(perilune::best_level(
 
 bool set_cpu_level(std::string wanted) {
   using perilune::Level;
-  for (Level level : {Level::plain, Level::avx2, Level::avx512, Level::amx})
+  for (Level level : {Level::plain, Level::avx2, Level::avx512, Level::avx512bf16, Level::amx})
     if (wanted == perilune::level_name(level)) return perilune::set_level(level);
-  TORCH_CHECK_VALUE(false, "level: expected plain, avx2, avx512 or amx, got ", wanted);
+  TORCH_CHECK_VALUE(false, "level: expected plain, avx2, avx512, avx512bf16 or amx, got ", wanted);
 }
 
 }  // namespace

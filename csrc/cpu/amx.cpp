@@ -15,6 +15,7 @@
 #define PERILUNE_LEVEL amx
 #define PERILUNE_LANES 16
 #define PERILUNE_WIDE 1
+#define PERILUNE_DOTS 1
 #define PERILUNE_TILES 1
 #include "kernels.h"
 #if defined(__clang__)

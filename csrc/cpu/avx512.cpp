@@ -15,6 +15,7 @@
 #define PERILUNE_LEVEL avx512
 #define PERILUNE_LANES 16
 #define PERILUNE_WIDE 1
+#define PERILUNE_DOTS 0
 #define PERILUNE_TILES 0
 #include "kernels.h"
 #if defined(__clang__)

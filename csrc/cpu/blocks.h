@@ -1,34 +1,8 @@
-// The gradient of a bfloat16 head with the tile registers, block of vocabulary rows by block. Included inside the
-// namespace of a level.
+// The gradient of a bfloat16 head, block of vocabulary rows by block. Included inside the namespace of a level, after
+// the `BlockSums` that multiply there.
 //
 // Three products: logits again (over D), weight gradients (over tokens), hidden gradients (over rows). All operands lie
 // in tile order, so that a product walks through memory in a straight line.
-
-PERILUNE_INLINE void multiply_step(const uint16_t* left, const uint16_t* right0, const uint16_t* right1, int64_t k) {
-  constexpr int64_t kStep = TileProduct::kStep;
-  _tile_loadd(4, left + 2 * k * kStep, 64);
-  _tile_loadd(6, right0 + k * kStep, 64);
-  _tile_dpbf16ps(0, 4, 6);
-  _tile_loadd(5, left + (2 * k + 1) * kStep, 64);
-  _tile_dpbf16ps(2, 5, 6);
-  _tile_loadd(7, right1 + k * kStep, 64);
-  _tile_dpbf16ps(1, 4, 7);
-  _tile_dpbf16ps(3, 5, 7);
-}
-
-PERILUNE_INLINE void clear_sums() {
-  _tile_zero(0);
-  _tile_zero(1);
-  _tile_zero(2);
-  _tile_zero(3);
-}
-
-PERILUNE_INLINE void put_sums(float* c) {
-  _tile_stored(0, c, 128);
-  _tile_stored(1, c + 16, 128);
-  _tile_stored(2, c + 16 * 32, 128);
-  _tile_stored(3, c + 16 * 32 + 16, 128);
-}
 
 // 32 values of a row that has `left` of them, the rest zero.
 PERILUNE_INLINE __m512i line_of(const uint16_t* row, int64_t left) {
@@ -120,7 +94,8 @@ static __attribute__((noinline)) void mend(const BlockGradient& block, const For
 static __attribute__((noinline)) void multiply_and_form(const BlockGradient& block, const uint16_t* rows, int64_t strip,
                                                         float* c, const Formation& before) {
   int64_t steps = padded(block.width) / 32, lanes = block.strips * 32, slices = (block.rows + kRows - 1) / kRows;
-  const uint16_t* right = block.hidden + strip * 2 * steps * TileProduct::kStep;
+  const uint16_t* right = block.hidden + strip * 2 * steps * 512;
+  BlockSums sums{rows, right, right + steps * 512};
   const float* statistics = block.statistics + before.strip * 32;
   uint16_t* by_row = block.by_row + (before.slice * block.strips + before.strip) * 1024;
   uint16_t* by_token = block.by_token + (before.strip * slices + before.slice) * 1024;
@@ -130,11 +105,11 @@ static __attribute__((noinline)) void multiply_and_form(const BlockGradient& blo
     scale[i] = load(statistics + i * kTile), lse[i] = load(statistics + lanes + i * kTile);
     at_zero[i] = load(statistics + 7 * lanes + i * kTile), slope[i] = load(statistics + 8 * lanes + i * kTile);
   }
-  clear_sums();
+  sums.clear();
   int64_t turns = steps > kRows / 2 ? steps : kRows / 2;
   for (int64_t k = 0; k < turns; k += 2)
     for (int i = 0; i < 2; ++i) {
-      if (k + i < steps) multiply_step(rows, right, right + steps * TileProduct::kStep, k + i);
+      if (k + i < steps) sums.step(k + i);
       if (k >= kRows / 2 || !before.logits) continue;
       const float* z = before.logits + k * 2 * 32 + i * kTile;
       uint16_t* lines = by_row + k * 2 * 32 + i * kTile;
@@ -156,7 +131,7 @@ static __attribute__((noinline)) void multiply_and_form(const BlockGradient& blo
       if (hit) mend(block, before, i, pairs[i], by_row);
       if (block.d_hidden) transpose(pairs[i], by_token + i * 512);
     }
-  put_sums(c);
+  sums.put(c, steps);
 }
 
 static int64_t block_scratch_bytes(int64_t width) { return 4 * kRows * padded(width) * 2; }
@@ -164,7 +139,7 @@ static int64_t block_scratch_bytes(int64_t width) { return 4 * kRows * padded(wi
 // Gradients of the logits of at most four slices, and their rows of the weight as pairs.
 static void form(const BlockGradient& block, int64_t first_slice, int64_t last_slice, void* scratch) {
   alignas(64) float c[2][kRows * 32];
-  TileProduct tiles(block.width, nullptr);
+  SumRegisters held;
   int64_t stride = padded(block.width), slices = (block.rows + kRows - 1) / kRows;
   uint16_t* ordered = static_cast<uint16_t*>(scratch);
   const uint16_t* weight = static_cast<const uint16_t*>(block.weight);
@@ -218,7 +193,7 @@ struct Finished {
 // before is rounded and stored meanwhile.
 static void weigh(const BlockGradient& block, int64_t first_slice, int64_t last_slice) {
   alignas(64) float c[2][kRows * 32];
-  TileProduct tiles(block.width, nullptr);
+  SumRegisters held;
   Finished before{c[0], nullptr, 0, 0, 0};
   int turn = 0;
   for (int64_t d = 0; d < block.width; d += 32)
@@ -226,13 +201,14 @@ static void weigh(const BlockGradient& block, int64_t first_slice, int64_t last_
       const uint16_t* left = block.by_row + slice * block.strips * 1024;
       const uint16_t* right = block.token_pairs + d / 16 * block.strips * 512;
       int64_t rows = block.rows - slice * kRows < kRows ? block.rows - slice * kRows : kRows;
-      clear_sums();
+      BlockSums sums{left, right, right + block.strips * 512};
+      sums.clear();
       for (int64_t k = 0; k < block.strips; ++k) {
-        multiply_step(left, right, right + block.strips * 512, k);
+        sums.step(k);
         before.put(k * 4, k * 4 + 4);
       }
       before.put(block.strips * 4, kRows);
-      put_sums(c[turn]);
+      sums.put(c[turn], block.strips);
       before = {c[turn], block.d_weight + slice * kRows * block.width + d, block.width, rows, block.width - d};
     }
   before.put(0, kRows);
@@ -242,24 +218,22 @@ static void weigh(const BlockGradient& block, int64_t first_slice, int64_t last_
 // sums that come next are fetched meanwhile.
 static void gather(const BlockGradient& block, int64_t first_strip, int64_t last_strip, int64_t first_column,
                    int64_t last_column) {
-  TileProduct tiles(block.width, nullptr);
+  SumRegisters held;
   int64_t slices = (block.rows + kRows - 1) / kRows, columns = padded(block.width) / 32;
   int64_t lines = (64 + slices - 1) / slices;
   for (int64_t column = first_column; column < last_column; ++column)
     for (int64_t strip = first_strip; strip < last_strip; ++strip) {
-      float* sums = block.d_hidden + (strip * columns + column) * 1024;
-      const float* next = strip + 1 < last_strip ? sums + columns * 1024
+      float* to = block.d_hidden + (strip * columns + column) * 1024;
+      const float* next = strip + 1 < last_strip ? to + columns * 1024
                                                  : block.d_hidden + (first_strip * columns + column + 1) * 1024;
       const uint16_t* left = block.by_token + strip * slices * 1024;
       const uint16_t* right = block.row_pairs + column * 2 * slices * 512;
-      _tile_loadd(0, sums, 128);
-      _tile_loadd(1, sums + 16, 128);
-      _tile_loadd(2, sums + 16 * 32, 128);
-      _tile_loadd(3, sums + 16 * 32 + 16, 128);
+      BlockSums sums{left, right, right + slices * 512};
+      sums.load(to);
       for (int64_t k = 0; k < slices; ++k) {
         for (int64_t line = k * lines; line < (k + 1) * lines; ++line) _mm_prefetch(next + line * 16, _MM_HINT_T0);
-        multiply_step(left, right, right + slices * 512, k);
+        sums.step(k);
       }
-      put_sums(sums);
+      sums.put(to, slices);
     }
 }

@@ -1,6 +1,6 @@
-// All kernels of one level. A level's source file sets the instruction target and four macros, then includes this:
-//   PERILUNE_LEVEL  name of the level    PERILUNE_WIDE  AVX-512 is there    PERILUNE_TILES  AMX is there
-//   PERILUNE_LANES  floats in a register
+// All kernels of one level. A level's source file sets the instruction target and five macros, then includes this:
+//   PERILUNE_LEVEL  name of the level       PERILUNE_WIDE   AVX-512 is there    PERILUNE_TILES  AMX is there
+//   PERILUNE_LANES  floats in a register    PERILUNE_DOTS   AVX512_BF16 is there, as wherever AMX is
 // Only C headers are in scope here: an inline function of the C++ library compiled under a wide target could
 // be the copy that the linker keeps for everyone.
 
@@ -23,6 +23,11 @@ namespace PERILUNE_JOIN(level_, PERILUNE_LEVEL) {
 #include "blocks.h"
 typedef TileProduct HalfProduct;
 typedef TileMatrix HalfMatrix;
+#elif PERILUNE_DOTS
+#include "dots.h"
+#include "blocks.h"
+typedef DotProduct HalfProduct;
+typedef DotMatrix HalfMatrix;
 #else
 typedef FloatProduct HalfProduct;
 typedef FloatMatrix HalfMatrix;
@@ -177,6 +182,17 @@ static int64_t saturate(int64_t rounds) {
     _tile_dpbf16ps(3, 5, 7);
   }
   return rounds * 4 * 16 * 16 * 32 * 2;
+#elif PERILUNE_DOTS
+  constexpr int kChains = 10;
+  __m512 sum[kChains];
+  __m512bh factor = (__m512bh)_mm512_set1_epi32(0x3f7f3f7f);
+  for (int i = 0; i < kChains; ++i) sum[i] = (__m512)all(float(i));
+  for (int64_t round = 0; round < rounds; ++round)
+    for (int i = 0; i < kChains; ++i) sum[i] = _mm512_dpbf16_ps(sum[i], factor, factor);
+  float seen = 0.0f;
+  for (int i = 0; i < kChains; ++i) seen += total((Floats)sum[i]);
+  asm volatile("" : : "r"(&seen) : "memory");
+  return rounds * kChains * 16 * 2 * 2;
 #else
   constexpr int kChains = PERILUNE_WIDE ? 10 : 4;
   Floats sum[kChains], factor = all(0.999f);
@@ -197,7 +213,7 @@ extern const Kernels PERILUNE_JOIN(PERILUNE_LEVEL, _kernels) = {
     packed_bytes, scratch_bytes, pack, scan, gradient, attend, norm, rotate, gate,
     rises_from_zero, sum, largest, spread_segments, mask_segments, loss, loss_gradient,
     span_bytes, sums_bytes, span, span_gradient, write_sums,
-#if PERILUNE_TILES
+#if PERILUNE_DOTS
     block_scratch_bytes, pair_tokens, form, weigh, gather,
 #else
     nullptr, nullptr, nullptr, nullptr, nullptr,

@@ -37,8 +37,9 @@ Level detect() {
   bool wide = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq") &&
               __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
   if (!wide) return Level::avx2;
-  // Every processor with the tile registers rounds to bfloat16 by itself as well.
-  return has_tiles() && __builtin_cpu_supports("avx512bf16") ? Level::amx : Level::avx512;
+  // Every processor with the tile registers multiplies pairs of bfloat16 in vector registers as well.
+  if (!__builtin_cpu_supports("avx512bf16")) return Level::avx512;
+  return has_tiles() ? Level::amx : Level::avx512bf16;
 }
 #else
 Level detect() { return Level::plain; }
@@ -69,6 +70,7 @@ const char* level_name(Level level) {
     case Level::plain: return "plain";
     case Level::avx2: return "avx2";
     case Level::avx512: return "avx512";
+    case Level::avx512bf16: return "avx512bf16";
     case Level::amx: return "amx";
   }
   return "";
@@ -80,6 +82,7 @@ const Kernels& kernels() {
     case Level::plain: return plain_kernels;
     case Level::avx2: return avx2_kernels;
     case Level::avx512: return avx512_kernels;
+    case Level::avx512bf16: return avx512bf16_kernels;
     case Level::amx: return amx_kernels;
   }
 #endif

@@ -12,7 +12,7 @@
 
 namespace perilune {
 
-enum class Level { plain, avx2, avx512, amx };
+enum class Level { plain, avx2, avx512, avx512bf16, amx };
 
 Level best_level();                 // what processor and operating system allow
 Level level();                      // what is in use: the best one unless lowered
@@ -130,7 +130,7 @@ struct Kernels {
   int64_t (*saturate)(int64_t rounds);  // products of registers; the operations done
 };
 
-extern const Kernels plain_kernels, avx2_kernels, avx512_kernels, amx_kernels;
+extern const Kernels plain_kernels, avx2_kernels, avx512_kernels, avx512bf16_kernels, amx_kernels;
 const Kernels& kernels();           // of the level in use
 
 }  // namespace perilune

@@ -3,7 +3,7 @@
 //
 // A stands in chunks of 32 values of the contraction, [contraction / 32][rows][32]; B in panels of 16 columns,
 // [columns / 16][contraction][16]; C row by row. Rows, columns and contraction are multiples of 32, filled with
-// zeros. The tile registers take two values of the contraction at a time: which two are a pair is up to whoever
+// zeros. Products of bfloat16 take two values of the contraction at a time: which two are a pair is up to whoever
 // packs, as long as both factors agree.
 
 constexpr int kChunk = 32;
@@ -178,26 +178,9 @@ struct FloatMatrix {
   }
 };
 
-#if PERILUNE_TILES
-// Holds the tile registers, all of them sixteen rows of 64 bytes.
-struct TileRegisters {
-  TileRegisters() {
-    struct __attribute__((packed)) {
-      uint8_t palette, start_row, reserved[14];
-      uint16_t bytes[16];
-      uint8_t rows[16];
-    } config = {};
-    config.palette = 1;
-    for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = 16;
-    // GCC believes that the instruction reads eight bytes; all of them have to be in memory.
-    asm volatile("" : : "r"(&config) : "memory");
-    _tile_loadconfig(&config);
-  }
-  ~TileRegisters() { _tile_release(); }
-};
-
-// Factors in bfloat16, products in the tile registers.
-struct TileMatrix {
+#if PERILUNE_DOTS
+// Factors in bfloat16, pairs of the contraction side by side.
+struct PairMatrix {
   typedef uint16_t Value;
 
   // 32 values from `at` on.
@@ -271,7 +254,29 @@ struct TileMatrix {
     if (left >= 32) return put(to, words);
     _mm512_mask_storeu_epi16(to, (1u << left) - 1, (__m512i)words);
   }
+};
+#endif
 
+#if PERILUNE_TILES
+// Holds the tile registers, all of them sixteen rows of 64 bytes.
+struct TileRegisters {
+  TileRegisters() {
+    struct __attribute__((packed)) {
+      uint8_t palette, start_row, reserved[14];
+      uint16_t bytes[16];
+      uint8_t rows[16];
+    } config = {};
+    config.palette = 1;
+    for (int i = 0; i < 8; ++i) config.bytes[i] = 64, config.rows[i] = 16;
+    // GCC believes that the instruction reads eight bytes; all of them have to be in memory.
+    asm volatile("" : : "r"(&config) : "memory");
+    _tile_loadconfig(&config);
+  }
+  ~TileRegisters() { _tile_release(); }
+};
+
+// Products in the tile registers.
+struct TileMatrix : PairMatrix {
   template <bool add>
   static void multiply(const uint16_t* a, int64_t a_chunk, const uint16_t* b, int64_t b_panel, int rows, int chunks,
                        float* c, int64_t c_row) {

@@ -8,5 +8,6 @@
 #define PERILUNE_LEVEL plain
 #define PERILUNE_LANES 4
 #define PERILUNE_WIDE 0
+#define PERILUNE_DOTS 0
 #define PERILUNE_TILES 0
 #include "kernels.h"

@@ -13,6 +13,16 @@ PERILUNE_INLINE int64_t row_of(const Head& head, int64_t token) {
 
 PERILUNE_INLINE int64_t padded(int64_t width) { return (width + 31) / 32 * 32; }
 
+// Sixteen tokens' hidden states as pairs of D by tokens.
+PERILUNE_INLINE void pack_pairs(const Head& head, int64_t first_token, uint16_t* to) {
+  for (int64_t k = 0; k < padded(head.width); ++k)
+    for (int t = 0; t < kTile; ++t) {
+      bool there = k < head.width && first_token + t < head.tokens;
+      const uint16_t* row = static_cast<const uint16_t*>(head.hidden) + (there ? row_of(head, first_token + t) : 0);
+      to[k / 2 * 32 + t * 2 + k % 2] = there ? row[k] : 0;
+    }
+}
+
 // Rows first_row..+count of the head as `padded(width)` floats each, zero where they end, in scratch.
 template <typename T>
 PERILUNE_INLINE const float* widen(const T* weight, int64_t width, int64_t first_row, int count, float* scratch) {

@@ -14,13 +14,7 @@ struct TileProduct {
 
   template <typename T>
   static void pack(const Head& head, int64_t first_token, void* tile) {
-    uint16_t* to = static_cast<uint16_t*>(tile);
-    for (int64_t k = 0; k < padded(head.width); ++k)
-      for (int t = 0; t < kTile; ++t) {
-        bool there = k < head.width && first_token + t < head.tokens;
-        const uint16_t* row = static_cast<const uint16_t*>(head.hidden) + (there ? row_of(head, first_token + t) : 0);
-        to[k / 2 * 32 + t * 2 + k % 2] = there ? row[k] : 0;
-      }
+    pack_pairs(head, first_token, static_cast<uint16_t*>(tile));
   }
 
   TileProduct(int64_t width, void* scratch)
@@ -200,3 +194,46 @@ static void scan_tiles(const Scan& scan, int64_t first_row, int64_t last_row, in
   }
   multiply_and_accumulate(product, scan.packed, first_tile, first_tile, c[turn], pending, idle, 0);
 }
+
+PERILUNE_INLINE void multiply_step(const uint16_t* left, const uint16_t* right0, const uint16_t* right1, int64_t k) {
+  constexpr int64_t kStep = TileProduct::kStep;
+  _tile_loadd(4, left + 2 * k * kStep, 64);
+  _tile_loadd(6, right0 + k * kStep, 64);
+  _tile_dpbf16ps(0, 4, 6);
+  _tile_loadd(5, left + (2 * k + 1) * kStep, 64);
+  _tile_dpbf16ps(2, 5, 6);
+  _tile_loadd(7, right1 + k * kStep, 64);
+  _tile_dpbf16ps(1, 4, 7);
+  _tile_dpbf16ps(3, 5, 7);
+}
+
+PERILUNE_INLINE void clear_sums() {
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+}
+
+PERILUNE_INLINE void put_sums(float* c) {
+  _tile_stored(0, c, 128);
+  _tile_stored(1, c + 16, 128);
+  _tile_stored(2, c + 16 * 32, 128);
+  _tile_stored(3, c + 16 * 32 + 16, 128);
+}
+
+typedef TileRegisters SumRegisters;
+
+// Sums of 32 rows by 32 columns in the tile registers: `left` are pairs of tiles, `right` and `other` single ones.
+struct BlockSums {
+  const uint16_t *left, *right, *other;
+
+  PERILUNE_INLINE_MEMBER void clear() const { clear_sums(); }
+  PERILUNE_INLINE_MEMBER void load(const float* c) const {
+    _tile_loadd(0, c, 128);
+    _tile_loadd(1, c + 16, 128);
+    _tile_loadd(2, c + 16 * 32, 128);
+    _tile_loadd(3, c + 16 * 32 + 16, 128);
+  }
+  PERILUNE_INLINE_MEMBER void step(int64_t k) const { multiply_step(left, right, other, k); }
+  PERILUNE_INLINE_MEMBER void put(float* c, int64_t) const { put_sums(c); }
+};

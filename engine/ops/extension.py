@@ -8,8 +8,8 @@ environment variables steer the choice, both read at import:
 ``PERILUNE_OPS``
     ``auto`` (default) or ``reference``: leave the extension alone.
 ``PERILUNE_OPS_LEVEL``
-    ``amx``, ``avx512``, ``avx2`` or ``plain``: use no more than this. A level that the processor lacks is
-    refused.
+    ``amx``, ``avx512bf16``, ``avx512``, ``avx2`` or ``plain``: use no more than this. A level that the
+    processor lacks is refused.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ import torch
 
 from engine.errors import ConfigError
 
-LEVELS = ("plain", "avx2", "avx512", "amx")
+LEVELS = ("plain", "avx2", "avx512", "avx512bf16", "amx")
 """Instruction levels in rising order."""
 
 _log = logging.getLogger("perilune.ops")
@@ -136,7 +136,7 @@ def cuda_available() -> bool:
 
 
 def level() -> str:
-    """Of the processor: ``amx``, ``avx512``, ``avx2`` or ``plain``; ``reference`` without the extension."""
+    """The one of ``LEVELS`` that is in use; ``reference`` without the extension."""
     return str(torch.ops.perilune.cpu_level()) if _available else "reference"
 
 

@@ -14,6 +14,8 @@ import torch
 from engine.errors import ConfigError
 from engine.ops import extension, head_gradient, logits_logprob, packed_attention, sample, slot_attention, token_logprob
 
+CPU_INFO = Path("/proc/cpuinfo")
+
 PROBE = """
 import logging, sys
 logging.basicConfig(stream=sys.stdout, format="%(name)s %(levelname)s %(message)s")
@@ -126,8 +128,18 @@ def test_unknown_choice_is_refused() -> None:
 
 def test_force_level(cpu_level: str) -> None:
     assert extension.level() == cpu_level
-    with pytest.raises(ConfigError, match="choose one of plain, avx2, avx512, amx"):
+    with pytest.raises(ConfigError, match="choose one of plain, avx2, avx512, avx512bf16, amx"):
         extension.force_level("neon")
+
+
+@pytest.mark.skipif(not CPU_INFO.exists() or not extension.available(), reason="no flags, or no kernels, to read")
+def test_the_best_level_uses_the_processors_bfloat16() -> None:
+    flags = set(CPU_INFO.read_text().split())
+    halves = {"avx512f", "avx512dq", "avx512bw", "avx512vl", "avx512_bf16"} <= flags
+    best = torch.ops.perilune.best_cpu_level()
+    # Whether the tile registers may be used is the operating system's to say.
+    assert (best in ("avx512bf16", "amx")) == halves
+    assert best != "amx" or {"amx_tile", "amx_bf16"} <= flags
 
 
 def test_every_op_is_registered() -> None:

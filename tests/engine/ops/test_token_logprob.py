@@ -267,7 +267,7 @@ def test_hidden_gradients_do_not_depend_on_neighbours_or_threads(
     d_hidden, d_weight = run_some(everything)
     torch.set_num_threads(1)
     again = run_some(everything)
-    if level == "amx":  # the other levels go through the library's products, which promise less
+    if level in ("amx", "avx512bf16"):  # the other levels go through the library's products, which promise less
         assert torch.equal(again[0], d_hidden)
         assert torch.equal(again[1], d_weight)
         some = torch.randperm(shape[0])[: shape[0] // 2 + 1]
