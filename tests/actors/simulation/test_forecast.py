@@ -25,6 +25,12 @@ def test_a_run_is_where_it_ran(config, own):
     assert as_it_was(configured_with(config, {"cluster.kind": "ray"}), MEASURED).machines is Machines.shared
 
 
+def test_evaluations_that_are_put_off_take_no_time_of_training(config):
+    every = configured_with(config, {"evaluation.every": 3})
+    assert as_it_was(every, MEASURED).evaluate_every == 3
+    assert as_it_was(configured_with(every, {"evaluation.deferred": True}), MEASURED).evaluate_every == 0
+
+
 def test_changes_are_made_and_give_everybody_a_machine(config, own):
     assert changed(config, own, {}) == own
     other = changed(config, own, {"generators": "64", "schedule": "async", "in_flight": "finish", "judges": "4"})
