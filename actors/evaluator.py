@@ -37,8 +37,7 @@ class Evaluator:
 
     def consider(self, version: PolicyVersion, manifest: Manifest | None) -> None:
         """Evaluate this version if it is due and the last evaluation has ended."""
-        options = self._driver.config.evaluation
-        every = 0 if options.deferred else options.every
+        every = self._driver.config.evaluation.every_in_training
         last = version.updates >= self._driver.config.learning.updates
         if every and version.updates % every == 0 and not last and not self._busy:
             self.start(version, manifest)

@@ -107,10 +107,10 @@ class Generator:
 
     def _step(self) -> list[Delivery]:
         """A step of the sampler, of an engine's as many as arrived; what of it was not prefill is decode."""
-        began, before, done = now(), self.sampler.tokens_in_slots, self.sampler.metrics().get("decode_steps", 0)
+        began, before, done = now(), self.sampler.tokens_in_slots, self.sampler.decode_steps
         left = self.sampler.step()
         gone = sum(segment.num_sampled for one in left for segment in one.segments)
-        steps = max(int(self.sampler.metrics().get("decode_steps", 0) - done), 1)
+        steps = max(self.sampler.decode_steps - done, 1)
         since(began, "decode", steps=steps, tokens=self.sampler.tokens_in_slots + gone - before)
         return left
 

@@ -70,11 +70,10 @@ def as_it_was(config: RunConfig, measured: Measured) -> Scenario:
     """The recorded run as a scenario: on one machine, its actors were in each other's way."""
     generator, cluster = config.generator, config.cluster
     machines = Machines.serial if cluster.kind is ClusterKind.serial else Machines.shared
-    evaluate_every = 0 if config.evaluation.deferred else config.evaluation.every
     return Scenario(
         config.schedule, measured.updates, config.rollout.samples_per_prompt, generator.num_generators,
         generator.slots, generator.prefill_tokens, generator.steps_per_call,
-        evaluate_every=evaluate_every, checkpoint_every=config.learning.checkpoint_every,
+        evaluate_every=config.evaluation.every_in_training, checkpoint_every=config.learning.checkpoint_every,
         dull=measured.dull if config.schedule.no_spread is Refill.refill else 0.0, machines=machines,
         seed=config.seed,
     )

@@ -74,6 +74,11 @@ class EvaluationConfig(Config):
     """Temperature of the further samples."""
     slots: int = 64
 
+    @property
+    def every_in_training(self) -> int:
+        """Updates between two evaluations while training goes on; 0: there are none."""
+        return 0 if self.deferred else self.every
+
     def validate(self) -> None:
         """See :class:`Config`."""
         require(self.every >= 0, "evaluation.every", self.every, "give 0 or a positive number of updates")

@@ -87,6 +87,10 @@ class Sampler(Protocol):
     def tokens_in_slots(self) -> int:
         """Sampled tokens that are not delivered yet."""
 
+    @property
+    def decode_steps(self) -> int:
+        """Steps that sampled a token: of an engine that runs ahead as many as it took."""
+
     def metrics(self) -> dict[str, float]:
         """Cumulative counters: decode steps, sampled and prefilled tokens, occupancy, swaps, saved tokens."""
 

@@ -98,6 +98,11 @@ class Slotted(Generic[Key, Held]):
         """Sampled tokens that are not delivered yet."""
         return self._counts["sampled_tokens"] - self._counts["delivered_tokens"]
 
+    @property
+    def decode_steps(self) -> int:
+        """Steps that sampled a token, since this sampler was made."""
+        return self._counts["decode_steps"]
+
     def metrics(self) -> dict[str, float]:
         """Cumulative counters since this sampler was made; tokens prefilled are listed by cause.
 
