@@ -15,6 +15,8 @@ from engine.config.cluster import ActorResources, ClusterConfig, Placement
 
 _ANYWHERE = {"memory": 1.0}
 """One byte: a bundle must ask for something, and this much every node has."""
+SAMPLERS = ("generator", "evaluator")
+"""Roles that hold a sampler."""
 
 
 def role_of(actor: str) -> str:
@@ -48,7 +50,7 @@ class Place:
 
 def plan(actors: Sequence[str], config: ClusterConfig) -> tuple[Place, ...]:
     """Where the actors of a run go, by their names without incarnation."""
-    workers = [name for name in actors if role_of(name) in ("generator", "evaluator")]
+    workers = [name for name in actors if role_of(name) in SAMPLERS]
     others = [name for name in actors if name not in workers]
     groups: list[tuple[str, list[tuple[str, ...]]]]
     if config.placement is Placement.disaggregated:
@@ -56,7 +58,7 @@ def plan(actors: Sequence[str], config: ClusterConfig) -> tuple[Place, ...]:
     else:
         shared: dict[int, list[str]] = {}
         for name in actors:
-            if role_of(name) in ("learner", "generator", "evaluator"):
+            if role_of(name) in ("learner", *SAMPLERS):
                 shared.setdefault(int(name.partition("-")[2] or 0), []).append(name)
         alone = [(name,) for name in actors if role_of(name) in ("judge", "replay")]
         groups = [("PACK", [*(tuple(names) for _, names in sorted(shared.items())), *alone])]

@@ -17,13 +17,13 @@ from actors.cluster import Cluster, ask
 from actors.generator import Generator
 from actors.judge import Judge
 from actors.learner import Learner
+from actors.placement import SAMPLERS
 from actors.replay import Replay
 from engine.config.cluster import WeightChannelKind
 from engine.config.rollout import GeneratorKind
 from engine.config.run import Only, RunConfig
 from engine.errors import ActorError, ClusterError
 
-SAMPLERS = ("generator", "evaluator")
 REPLACEABLE = (*SAMPLERS, "judge")
 
 
