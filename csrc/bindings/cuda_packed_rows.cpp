@@ -118,40 +118,33 @@ std::tuple<Tensor, Tensor> version_mask(const Tensor& versions, const Tensor& ca
   return {mask, counts};
 }
 
-std::tuple<Tensor, Tensor, Tensor> policy_gradient(const Tensor& logprob, const Tensor& coefficient,
-                                                   const std::optional<Tensor>& reference, const Tensor& cu_seqlens,
-                                                   double tau, double length) {
+std::tuple<Tensor, Tensor> policy_gradient(const Tensor& logprob, const Tensor& coefficient,
+                                           const std::optional<Tensor>& reference, const Tensor& cu_seqlens,
+                                           double tau, double length) {
   Call call({{"logprob", logprob}, {"coefficient", coefficient}, {"cu_seqlens", cu_seqlens}});
   call.also("reference", reference);
   Tensor x = logprob.contiguous(), c = coefficient.contiguous(), r = dense(reference);
   Tensor starts = cu_seqlens.contiguous();
   Row row = row_of(starts, x.size(0));
-  Tensor loss = at::empty({}, x.options()), total = at::empty({row.count}, x.options());
-  Tensor drift = at::empty_like(total), losses = at::empty({row.count + 1}, x.options().dtype(at::kDouble));
+  Tensor loss = at::empty({}, x.options()), drift = at::empty({row.count}, x.options());
+  Tensor losses = at::empty({row.count + 1}, x.options().dtype(at::kDouble));
   cuda::Loss args = {data_of(x), data_of(c), data_of(r), nullptr, tau, length, real_of(x, "logprob")};
   Call::check(cuda::policy_gradient(row, args, losses.mutable_data_ptr<double>(), loss.mutable_data_ptr(),
-                                    total.mutable_data_ptr(), drift.mutable_data_ptr(), call.stream()),
+                                    drift.mutable_data_ptr(), call.stream()),
               "policy_gradient");
-  return {loss, total, drift};
+  return {loss, drift};
 }
 
 Tensor policy_gradient_backward(const Tensor& coefficient, const std::optional<Tensor>& weight, const Tensor& drift,
-                                const Tensor& cu_seqlens, const std::optional<Tensor>& g_loss,
-                                const std::optional<Tensor>& g_total, const std::optional<Tensor>& g_drift,
-                                double tau, double length) {
-  Call call({{"coefficient", coefficient}, {"drift", drift}, {"cu_seqlens", cu_seqlens}});
+                                const Tensor& cu_seqlens, const Tensor& g_loss, double tau, double length) {
+  Call call({{"coefficient", coefficient}, {"drift", drift}, {"cu_seqlens", cu_seqlens}, {"g_loss", g_loss}});
   call.also("weight", weight);
-  call.also("g_loss", g_loss);
-  call.also("g_total", g_total);
-  call.also("g_drift", g_drift);
   Tensor c = coefficient.contiguous(), w = dense(weight), d = drift.contiguous();
   Tensor starts = cu_seqlens.contiguous();
-  Tensor loss = dense(g_loss), total = dense(g_total), drifts = dense(g_drift);
   Tensor gradient = at::empty_like(c);
   cuda::Loss args = {nullptr, data_of(c), nullptr, data_of(w), tau, length, real_of(c, "coefficient")};
   Call::check(cuda::policy_gradient_backward(row_of(starts, c.size(0)), args, d.const_data_ptr(),
-                                             {data_of(loss), data_of(total), data_of(drifts)},
-                                             gradient.mutable_data_ptr(), call.stream()),
+                                             g_loss.const_data_ptr(), gradient.mutable_data_ptr(), call.stream()),
               "policy_gradient_backward");
   return gradient;
 }

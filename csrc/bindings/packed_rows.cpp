@@ -160,34 +160,29 @@ std::tuple<Tensor, Tensor> version_mask(const Tensor& versions, const Tensor& ca
   return {mask, counts};
 }
 
-std::tuple<Tensor, Tensor, Tensor> policy_gradient(const Tensor& logprob, const Tensor& coefficient,
-                                                   const std::optional<Tensor>& reference,
-                                                   const Tensor& cu_seqlens, double tau, double length) {
+std::tuple<Tensor, Tensor> policy_gradient(const Tensor& logprob, const Tensor& coefficient,
+                                           const std::optional<Tensor>& reference, const Tensor& cu_seqlens,
+                                           double tau, double length) {
   Tensor x = logprob.contiguous(), c = coefficient.contiguous(), r = dense(reference);
   Tensor starts = cu_seqlens.contiguous();
   perilune::Segments segments = segments_of(starts, x.size(0));
-  Tensor loss = at::empty({}, x.options()), total = at::empty({segments.count}, x.options());
-  Tensor drift = at::empty_like(total);
+  Tensor loss = at::empty({}, x.options()), drift = at::empty({segments.count}, x.options());
   perilune::policy_gradient({segments, data_of(x), data_of(c), data_of(r), nullptr, tau, length,
                              real_of(x, "logprob")},
-                            loss.mutable_data_ptr(), total.mutable_data_ptr(), drift.mutable_data_ptr(),
-                            at::get_num_threads());
-  return {loss, total, drift};
+                            loss.mutable_data_ptr(), drift.mutable_data_ptr(), at::get_num_threads());
+  return {loss, drift};
 }
 
 Tensor policy_gradient_backward(const Tensor& coefficient, const std::optional<Tensor>& weight, const Tensor& drift,
-                                const Tensor& cu_seqlens, const std::optional<Tensor>& g_loss,
-                                const std::optional<Tensor>& g_total, const std::optional<Tensor>& g_drift,
-                                double tau, double length) {
+                                const Tensor& cu_seqlens, const Tensor& g_loss, double tau, double length) {
   Tensor c = coefficient.contiguous(), w = dense(weight), d = drift.contiguous();
   Tensor starts = cu_seqlens.contiguous();
-  Tensor loss = dense(g_loss), total = dense(g_total), drifts = dense(g_drift);
   perilune::Segments segments = segments_of(starts, c.size(0));
   Tensor gradient = at::empty_like(c);
   perilune::policy_gradient_backward({segments, nullptr, data_of(c), nullptr, data_of(w), tau, length,
                                       real_of(c, "coefficient")},
-                                     d.const_data_ptr(), {data_of(loss), data_of(total), data_of(drifts)},
-                                     gradient.mutable_data_ptr(), at::get_num_threads());
+                                     d.const_data_ptr(), g_loss.const_data_ptr(), gradient.mutable_data_ptr(),
+                                     at::get_num_threads());
   return gradient;
 }
 
@@ -204,9 +199,9 @@ TORCH_LIBRARY_FRAGMENT(perilune, m) {
   m.def("version_mask(Tensor versions, Tensor carries, Tensor cu_seqlens, int trained, int max_staleness)"
         " -> (Tensor, Tensor)");
   m.def("policy_gradient(Tensor logprob, Tensor coefficient, Tensor? reference, Tensor cu_seqlens,"
-        " float tau, float length) -> (Tensor, Tensor, Tensor)");
-  m.def("policy_gradient_backward(Tensor coefficient, Tensor? weight, Tensor drift, Tensor cu_seqlens, Tensor? g_loss,"
-        " Tensor? g_total, Tensor? g_drift, float tau, float length) -> Tensor");
+        " float tau, float length) -> (Tensor, Tensor)");
+  m.def("policy_gradient_backward(Tensor coefficient, Tensor? weight, Tensor drift, Tensor cu_seqlens, Tensor g_loss,"
+        " float tau, float length) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(perilune, CPU, m) {

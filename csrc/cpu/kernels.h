@@ -103,15 +103,15 @@ static void spread_segments(const Segments& segments, const void* values, int64_
   run(segments, values, out, first, last);
 }
 
-static void loss(const PolicyGradient& args, double* losses, void* total, void* drift, int64_t first, int64_t last) {
+static void loss(const PolicyGradient& args, double* losses, void* drift, int64_t first, int64_t last) {
   auto run = args.real == Real::float32 ? loss_segments<float> : loss_segments<double>;
-  run(args, losses, total, drift, first, last);
+  run(args, losses, drift, first, last);
 }
 
-static void loss_gradient(const PolicyGradient& args, const void* drift, const PolicyGradientUpstream& upstream,
-                          void* gradient, int64_t first, int64_t last) {
+static void loss_gradient(const PolicyGradient& args, const void* drift, const void* g_loss, void* gradient,
+                          int64_t first, int64_t last) {
   auto run = args.real == Real::float32 ? gradient_segments<float> : gradient_segments<double>;
-  run(args, drift, upstream, gradient, first, last);
+  run(args, drift, g_loss, gradient, first, last);
 }
 
 static int64_t span_bytes(Dtype dtype, int64_t head_size) {

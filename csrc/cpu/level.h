@@ -108,9 +108,9 @@ struct Kernels {
                           int64_t last);
   void (*mask_segments)(const Segments&, const int64_t* versions, const bool* carries, int64_t oldest, int64_t newest,
                         bool* mask, int64_t* counts, int64_t first, int64_t last);
-  void (*loss)(const PolicyGradient&, double* losses, void* total, void* drift, int64_t first, int64_t last);
-  void (*loss_gradient)(const PolicyGradient&, const void* drift, const PolicyGradientUpstream&, void* gradient,
-                        int64_t first, int64_t last);
+  void (*loss)(const PolicyGradient&, double* losses, void* drift, int64_t first, int64_t last);
+  void (*loss_gradient)(const PolicyGradient&, const void* drift, const void* g_loss, void* gradient, int64_t first,
+                        int64_t last);
   int64_t (*span_bytes)(Dtype, int64_t head_size);       // scratch of one thread, forward or backward
   int64_t (*sums_bytes)(int64_t head_size);              // of one token
   void (*span)(const PackedAttention&, const SpanPart&, void* out, float* lse, void* scratch);

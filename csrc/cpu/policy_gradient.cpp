@@ -7,11 +7,11 @@
 
 namespace perilune {
 
-void policy_gradient(const PolicyGradient& args, void* loss, void* total, void* drift, int threads) {
+void policy_gradient(const PolicyGradient& args, void* loss, void* drift, int threads) {
   const Kernels& level = kernels();
   std::vector<double> losses(args.segments.count);
   share_segments(args.segments, threads, [&](int64_t first, int64_t last) {
-    level.loss(args, losses.data(), total, drift, first, last);
+    level.loss(args, losses.data(), drift, first, last);
   });
   double sum = 0;
   for (double value : losses) sum += value;
@@ -19,11 +19,11 @@ void policy_gradient(const PolicyGradient& args, void* loss, void* total, void* 
   else *static_cast<double*>(loss) = sum;
 }
 
-void policy_gradient_backward(const PolicyGradient& args, const void* drift, const PolicyGradientUpstream& upstream,
-                              void* gradient, int threads) {
+void policy_gradient_backward(const PolicyGradient& args, const void* drift, const void* g_loss, void* gradient,
+                              int threads) {
   const Kernels& level = kernels();
   share_segments(args.segments, threads, [&](int64_t first, int64_t last) {
-    level.loss_gradient(args, drift, upstream, gradient, first, last);
+    level.loss_gradient(args, drift, g_loss, gradient, first, last);
   });
 }
 

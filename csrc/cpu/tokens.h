@@ -75,53 +75,43 @@ static void max_segments(const Segments& segments, const void* values, void* out
 }
 
 template <typename T>
-static void loss_segments(const PolicyGradient& args, double* losses, void* total, void* drift, int64_t first,
-                          int64_t last) {
+static void loss_segments(const PolicyGradient& args, double* losses, void* drift, int64_t first, int64_t last) {
   for (int64_t s = first; s < last; ++s) {
     int64_t start = args.segments.starts[s], tokens = args.segments.starts[s + 1] - start;
     const T* logprob = static_cast<const T*>(args.logprob) + start;
     const T* coefficient = static_cast<const T*>(args.coefficient) + start;
     const T* reference = args.reference ? static_cast<const T*>(args.reference) + start : logprob;
-    Doubles sum = {}, weighted = {}, gap = {};
+    Doubles weighted = {}, gap = {};
     int64_t t = 0;
     for (; t + kEight <= tokens; t += kEight) {
       Doubles value = eight(logprob + t, kEight);
-      sum += value;
       weighted += value * eight(coefficient + t, kEight);
       gap += value - eight(reference + t, kEight);
     }
     if (int64_t left = tokens - t) {
       Doubles value = eight(logprob + t, left);
-      sum += value;
       weighted += value * eight(coefficient + t, left);
       gap += value - eight(reference + t, left);
     }
     double moved = total_of(gap), scaled = moved / args.length;
-    static_cast<T*>(total)[s] = T(total_of(sum));
     static_cast<T*>(drift)[s] = T(moved);
     losses[s] = args.tau / 2 * scaled * scaled - total_of(weighted);
   }
 }
 
 template <typename T>
-static double value_at(const void* values, int64_t i) {
-  return values ? double(static_cast<const T*>(values)[i]) : 0.0;
-}
-
-template <typename T>
-static void gradient_segments(const PolicyGradient& args, const void* drift, const PolicyGradientUpstream& upstream,
-                              void* gradient, int64_t first, int64_t last) {
-  double above = value_at<T>(upstream.loss, 0), square = args.tau / (args.length * args.length);
+static void gradient_segments(const PolicyGradient& args, const void* drift, const void* g_loss, void* gradient,
+                              int64_t first, int64_t last) {
+  double above = *static_cast<const T*>(g_loss), square = args.tau / (args.length * args.length);
   const T *coefficient = static_cast<const T*>(args.coefficient), *weight = static_cast<const T*>(args.weight);
   T *out = static_cast<T*>(gradient), scale = T(above);
   for (int64_t s = first; s < last; ++s) {
-    T pull = T(above * square * value_at<T>(drift, s));
-    T direct = T(value_at<T>(upstream.total, s) + value_at<T>(upstream.drift, s));
+    T pull = T(above * square * double(static_cast<const T*>(drift)[s]));
     int64_t start = args.segments.starts[s], end = args.segments.starts[s + 1];
     if (weight)
-      for (int64_t t = start; t < end; ++t) out[t] = weight[t] * (pull - scale * coefficient[t]) + direct;
+      for (int64_t t = start; t < end; ++t) out[t] = weight[t] * (pull - scale * coefficient[t]);
     else
-      for (int64_t t = start; t < end; ++t) out[t] = (pull - scale * coefficient[t]) + direct;
+      for (int64_t t = start; t < end; ++t) out[t] = pull - scale * coefficient[t];
   }
 }
 

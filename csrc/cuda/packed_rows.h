@@ -39,10 +39,10 @@ struct Loss {
 };
 
 // losses: workspace of S + 1 doubles.
-Failure policy_gradient(const Row& row, const Loss& args, double* losses, void* loss, void* total, void* drift,
+Failure policy_gradient(const Row& row, const Loss& args, double* losses, void* loss, void* drift,
                         Stream stream);
-Failure policy_gradient_backward(const Row& row, const Loss& args, const void* drift,
-                                 const PolicyGradientUpstream& upstream, void* gradient, Stream stream);
+Failure policy_gradient_backward(const Row& row, const Loss& args, const void* drift, const void* g_loss,
+                                 void* gradient, Stream stream);
 
 }  // namespace cuda
 }  // namespace perilune

@@ -14,25 +14,23 @@ struct Terms {
 
 template <typename T>
 __global__ void __launch_bounds__(kThreads) loss_kernel(Row row, Terms<T> terms, double* losses, unsigned* ended,
-                                                        T* loss, T* total, T* drift) {
+                                                        T* loss, T* drift) {
   __shared__ bool last;
   int64_t s = blockIdx.x;
   if (s < row.count) {
     Span span = span_of(row, s);
-    double sums[3] = {0.0, 0.0, 0.0};
+    double sums[2] = {0.0, 0.0};
 #pragma unroll 4
     for (int64_t t = span.start + threadIdx.x; t < span.start + span.tokens; t += kThreads) {
       double value = terms.logprob[t];
-      sums[0] += value;
-      sums[1] += value * double(terms.coefficient[t]);
-      if (terms.reference) sums[2] += value - double(terms.reference[t]);
+      sums[0] += value * double(terms.coefficient[t]);
+      if (terms.reference) sums[1] += value - double(terms.reference[t]);
     }
     block_sum(sums);
     if (threadIdx.x == 0) {
-      double scaled = sums[2] / terms.length, unknown = not_a_number();
-      total[s] = T(span.fits ? sums[0] : unknown);
-      drift[s] = T(span.fits ? sums[2] : unknown);
-      losses[s] = span.fits ? terms.tau / 2 * scaled * scaled - sums[1] : unknown;
+      double scaled = sums[1] / terms.length, unknown = not_a_number();
+      drift[s] = T(span.fits ? sums[1] : unknown);
+      losses[s] = span.fits ? terms.tau / 2 * scaled * scaled - sums[0] : unknown;
     }
   }
   if (threadIdx.x == 0) {
@@ -49,13 +47,8 @@ __global__ void __launch_bounds__(kThreads) loss_kernel(Row row, Terms<T> terms,
 }
 
 template <typename T>
-__device__ inline double value_at(const T* values, int64_t i) {
-  return values ? double(values[i]) : 0.0;
-}
-
-template <typename T>
 __global__ void __launch_bounds__(kThreads) gradient_kernel(Row row, Terms<T> terms, const T* drift, const T* g_loss,
-                                                            const T* g_total, const T* g_drift, T* gradient) {
+                                                            T* gradient) {
   bool fits = row_fits(row);
   int64_t token = int64_t(blockIdx.x) * kThreads + threadIdx.x;
   if (token >= row.tokens) return;
@@ -64,11 +57,10 @@ __global__ void __launch_bounds__(kThreads) gradient_kernel(Row row, Terms<T> te
     return;
   }
   int64_t s = segment_of(row, token);
-  double above = value_at(g_loss, 0);
+  double above = *g_loss;
   T pull = T(above * (terms.tau / (terms.length * terms.length)) * double(drift[s]));
-  T direct = T(value_at(g_total, s) + value_at(g_drift, s));
   T own = pull - T(above) * terms.coefficient[token];
-  gradient[token] = (terms.weight ? terms.weight[token] * own : own) + direct;
+  gradient[token] = terms.weight ? terms.weight[token] * own : own;
 }
 
 template <typename T>
@@ -78,40 +70,36 @@ Terms<T> terms_of(const Loss& args) {
 }
 
 template <typename T>
-Failure forward(const Row& row, const Loss& args, double* losses, void* loss, void* total, void* drift,
-                Stream stream) {
+Failure forward(const Row& row, const Loss& args, double* losses, void* loss, void* drift, Stream stream) {
   unsigned* ended = reinterpret_cast<unsigned*>(losses + row.count);
   cudaError_t error = cudaMemsetAsync(ended, 0, sizeof(unsigned), stream_of(stream));
   if (error != cudaSuccess) return cudaGetErrorString(error);
   unsigned blocks = row.count ? unsigned(row.count) : 1u;
   loss_kernel<<<blocks, kThreads, 0, stream_of(stream)>>>(row, terms_of<T>(args), losses, ended,
-                                                          static_cast<T*>(loss), static_cast<T*>(total),
-                                                          static_cast<T*>(drift));
+                                                          static_cast<T*>(loss), static_cast<T*>(drift));
   return failure();
 }
 
 template <typename T>
-Failure backward(const Row& row, const Loss& args, const void* drift, const PolicyGradientUpstream& upstream,
-                 void* gradient, Stream stream) {
+Failure backward(const Row& row, const Loss& args, const void* drift, const void* g_loss, void* gradient,
+                 Stream stream) {
   gradient_kernel<<<blocks_for(row.tokens), kThreads, 0, stream_of(stream)>>>(
-      row, terms_of<T>(args), static_cast<const T*>(drift), static_cast<const T*>(upstream.loss),
-      static_cast<const T*>(upstream.total), static_cast<const T*>(upstream.drift), static_cast<T*>(gradient));
+      row, terms_of<T>(args), static_cast<const T*>(drift), static_cast<const T*>(g_loss),
+      static_cast<T*>(gradient));
   return failure();
 }
 
 }  // namespace
 
-Failure policy_gradient(const Row& row, const Loss& args, double* losses, void* loss, void* total, void* drift,
+Failure policy_gradient(const Row& row, const Loss& args, double* losses, void* loss, void* drift,
                         Stream stream) {
-  return (args.real == Real::float32 ? forward<float> : forward<double>)(row, args, losses, loss, total, drift,
-                                                                         stream);
+  return (args.real == Real::float32 ? forward<float> : forward<double>)(row, args, losses, loss, drift, stream);
 }
 
-Failure policy_gradient_backward(const Row& row, const Loss& args, const void* drift,
-                                 const PolicyGradientUpstream& upstream, void* gradient, Stream stream) {
+Failure policy_gradient_backward(const Row& row, const Loss& args, const void* drift, const void* g_loss,
+                                 void* gradient, Stream stream) {
   if (row.tokens == 0) return nullptr;
-  return (args.real == Real::float32 ? backward<float> : backward<double>)(row, args, drift, upstream, gradient,
-                                                                           stream);
+  return (args.real == Real::float32 ? backward<float> : backward<double>)(row, args, drift, g_loss, gradient, stream);
 }
 
 }  // namespace cuda

@@ -15,16 +15,11 @@ struct PolicyGradient {
   Real real;
 };
 
-// loss [1], total [S] of the log-probs, drift [S]: D.
-void policy_gradient(const PolicyGradient& args, void* loss, void* total, void* drift, int threads);
+// loss [1] and drift [S]: D.
+void policy_gradient(const PolicyGradient& args, void* loss, void* drift, int threads);
 
-// Upstream gradients of loss [1], total [S] and drift [S], null for 0; gradient [T] of the log-probs. The weight
-// multiplies what comes from the loss.
-struct PolicyGradientUpstream {
-  const void *loss, *total, *drift;
-};
-
-void policy_gradient_backward(const PolicyGradient& args, const void* drift, const PolicyGradientUpstream& upstream,
-                              void* gradient, int threads);
+// g_loss [1]: gradient of the loss; gradient [T] of the log-probs.
+void policy_gradient_backward(const PolicyGradient& args, const void* drift, const void* g_loss, void* gradient,
+                              int threads);
 
 }  // namespace perilune

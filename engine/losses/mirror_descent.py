@@ -63,7 +63,7 @@ class MirrorDescent:
         )
         loss = summed.loss / (scale.groups * scale.samples_per_prompt)
         penalty, penalty_metrics = self._penalty(inputs, scale)
-        own = {"drift_per_trajectory_sum": summed.drift.detach().abs().sum()}
+        own = {"drift_per_trajectory_sum": summed.drift.abs().sum()}
         return LossOutput(
             loss + penalty, {**batch_metrics(inputs), **own, **weight_metrics, **penalty_metrics}
         )

@@ -5,8 +5,8 @@ In naive torch, for segments s with sums over their tokens t::
     drift = torch.zeros(S).index_add(0, segment, logprob - reference)
     loss = -(coefficient * logprob).sum() + tau / 2 * ((drift / length) ** 2).sum()
 
-The coefficients are the caller's formula; here they are constants. Forward reads the tokens once and backward
-reads them once. Sums are kept in float64 in one fixed order, as in :mod:`engine.ops.segments`.
+The coefficients are the caller's formula; here they are constants, and so is the drift that is given back. Forward
+reads the tokens once and backward reads them once. Sums are kept in float64 in one fixed order, as in :mod:`engine.ops.segments`.
 """
 
 from __future__ import annotations
@@ -24,14 +24,12 @@ _REAL = (torch.float32, torch.float64)
 
 
 class PolicyGradient(NamedTuple):
-    """The loss of a row, and what it is made of by segment."""
+    """The loss of a row, and how far each segment has moved."""
 
     loss: Tensor
     """Scalar, to minimise."""
-    total: Tensor
-    """[S] sums of the log-probs, nats."""
     drift: Tensor
-    """[S] sums of log-probs less those of the reference, nats."""
+    """[S] sums of log-probs less those of the reference, nats; carries no gradient."""
 
 
 def policy_gradient(
@@ -46,7 +44,7 @@ def policy_gradient(
     tau: float = 0.0,
     length: float = 1.0,
 ) -> PolicyGradient:
-    """-sum_t c_t l_t + (tau / 2) sum_s (D_s / length)^2, differentiable for ``logprob``, once, in all results.
+    """-sum_t c_t l_t + (tau / 2) sum_s (D_s / length)^2, differentiable for ``logprob``, once.
 
     Args:
         logprob: l, [T] float32 or float64, nats.
@@ -62,7 +60,7 @@ def policy_gradient(
         length: what D is divided by, above 0.
 
     Returns:
-        loss, total [S] and drift [S] in the dtype of ``logprob``.
+        loss and drift [S] in the dtype of ``logprob``.
 
     Raises:
         ValueError: an argument has the wrong shape, dtype, device, order or range.
@@ -101,49 +99,34 @@ def _expect(logprob: Tensor, beside: dict[str, Tensor | None], tau: float, lengt
 
 def policy_gradient_reference(
     logprob: Tensor, coefficient: Tensor, reference: Tensor | None, cu_seqlens: Tensor, tau: float, length: float
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor]:
     """The readable :func:`policy_gradient`."""
     exact = logprob.double()
     gap = torch.zeros_like(exact) if reference is None else exact - reference
-    total = segment_sum_reference(exact, cu_seqlens, False)
     drift = segment_sum_reference(gap, cu_seqlens, False)
     loss = -(coefficient * exact).sum() + tau / 2 * (drift / length).square().sum()
-    return loss.to(logprob.dtype), total.to(logprob.dtype), drift.to(logprob.dtype)
+    return loss.to(logprob.dtype), drift.to(logprob.dtype)
 
 
 def policy_gradient_backward_reference(
-    coefficient: Tensor, weight: Tensor | None, drift: Tensor, cu_seqlens: Tensor, g_loss: Tensor | None,
-    g_total: Tensor | None, g_drift: Tensor | None, tau: float, length: float,
+    coefficient: Tensor, weight: Tensor | None, drift: Tensor, cu_seqlens: Tensor, g_loss: Tensor, tau: float,
+    length: float,
 ) -> Tensor:
-    """Gradient of the log-probs, [T], from those of loss, total and drift; None: 0. With w the weight::
-
-    w_t * (tau * D_s / length^2 - c_t) * g_loss + g_total_s + g_drift_s
-    """
-    tokens = coefficient.shape[0]
-
-    def spread(values: Tensor) -> Tensor:
-        return segment_broadcast_reference(values, cu_seqlens, tokens)
-
-    gradient = torch.zeros_like(coefficient)
-    if g_loss is not None:
-        gradient = (spread(tau * drift / length**2) - coefficient) * g_loss
-        gradient = gradient if weight is None else weight * gradient
-    for upstream in (g_total, g_drift):
-        if upstream is not None:
-            gradient = gradient + spread(upstream)
-    return gradient
+    """Gradient of the log-probs, [T]: w_t (tau D_s / length^2 - c_t) g, with w the weight and g that of the loss."""
+    pull = segment_broadcast_reference(tau * drift / length**2, cu_seqlens, coefficient.shape[0])
+    gradient = (pull - coefficient) * g_loss
+    return gradient if weight is None else weight * gradient
 
 
 def _fake(
     logprob: Tensor, coefficient: Tensor, reference: Tensor | None, cu_seqlens: Tensor, tau: float, length: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    total = logprob.new_empty(cu_seqlens.shape[0] - 1)
-    return logprob.new_empty(()), total, torch.empty_like(total)
+) -> tuple[Tensor, Tensor]:
+    return logprob.new_empty(()), logprob.new_empty(cu_seqlens.shape[0] - 1)
 
 
 def _fake_backward(
-    coefficient: Tensor, weight: Tensor | None, drift: Tensor, cu_seqlens: Tensor, g_loss: Tensor | None,
-    g_total: Tensor | None, g_drift: Tensor | None, tau: float, length: float,
+    coefficient: Tensor, weight: Tensor | None, drift: Tensor, cu_seqlens: Tensor, g_loss: Tensor, tau: float,
+    length: float,
 ) -> Tensor:
     return coefficient.new_empty(coefficient.shape[0])
 
@@ -153,31 +136,32 @@ class _Loss(torch.autograd.Function):
     def forward(
         ctx: Any, logprob: Tensor, coefficient: Tensor, reference: Tensor | None, weight: Tensor | None,
         cu_seqlens: Tensor, tau: float, length: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        loss, total, drift = _op(logprob, coefficient, reference, cu_seqlens, tau, length)
+    ) -> tuple[Tensor, Tensor]:
+        loss, drift = _op(logprob, coefficient, reference, cu_seqlens, tau, length)
         ctx.save_for_backward(coefficient, weight, drift, cu_seqlens)
         ctx.numbers = tau, length
-        ctx.set_materialize_grads(False)
-        return loss, total, drift
+        ctx.mark_non_differentiable(drift)
+        ctx.set_materialize_grads(False)  # zeros for the drift would be made and dropped
+        return loss, drift
 
     @staticmethod
-    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g_loss: Tensor | None, _: None) -> tuple[Tensor | None, ...]:
         expect_no_graph("policy_gradient")
-        gradient = _backward_op(*ctx.saved_tensors, *upstream, *ctx.numbers)
+        gradient = None if g_loss is None else _backward_op(*ctx.saved_tensors, g_loss, *ctx.numbers)
         return gradient, None, None, None, None, None, None
 
 
 _op = register(
     "policy_gradient",
     "(Tensor logprob, Tensor coefficient, Tensor? reference, Tensor cu_seqlens, float tau, float length)"
-    " -> (Tensor, Tensor, Tensor)",
+    " -> (Tensor, Tensor)",
     policy_gradient_reference,
     _fake,
 )
 _backward_op = register(
     "policy_gradient_backward",
-    "(Tensor coefficient, Tensor? weight, Tensor drift, Tensor cu_seqlens, Tensor? g_loss, Tensor? g_total,"
-    " Tensor? g_drift, float tau, float length) -> Tensor",
+    "(Tensor coefficient, Tensor? weight, Tensor drift, Tensor cu_seqlens, Tensor g_loss, float tau, float length)"
+    " -> Tensor",
     policy_gradient_backward_reference,
     _fake_backward,
 )
