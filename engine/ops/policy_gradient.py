@@ -6,7 +6,8 @@ In naive torch, for segments s with sums over their tokens t::
     loss = -(coefficient * logprob).sum() + tau / 2 * ((drift / length) ** 2).sum()
 
 The coefficients are the caller's formula; here they are constants, and so is the drift that is given back. Forward
-reads the tokens once and backward reads them once. Sums are kept in float64 in one fixed order, as in :mod:`engine.ops.segments`.
+reads the tokens once and backward reads them once. Sums are kept in float64 in one fixed order, as in
+:mod:`engine.ops.segments`.
 """
 
 from __future__ import annotations
