@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from engine.ops.rms_norm import add_rms_norm, rms_norm
 from engine.ops.rotary import rotate_and_store
 from engine.ops.slot_attention import slot_attention
 from engine.parallel import overwrite, share
+from engine.processor import processor_vendor
 
 _FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 _ROTATIONS = ("default", "linear", "llama3", "yarn")
@@ -42,12 +42,8 @@ def _packs_weights(dtype: torch.dtype) -> bool:
         return False
     if dtype is torch.bfloat16:
         return bool(ops._is_mkldnn_bf16_supported())
-    return dtype is torch.float32 and torch.backends.mkl.is_available() and not _is_intel()
-
-
-def _is_intel() -> bool:
-    facts = Path("/proc/cpuinfo")
-    return not facts.exists() or "GenuineIntel" in facts.read_text()
+    foreign = processor_vendor() not in ("", "GenuineIntel")
+    return dtype is torch.float32 and foreign and torch.backends.mkl.is_available()
 
 
 class Product:

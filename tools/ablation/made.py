@@ -6,18 +6,16 @@ import os
 import platform
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 from typing import Any
 
+from engine.processor import processor_name
 from tools.ablation.cells import Cell
 from tools.story.folder import RunStory
 
 
 def machine() -> dict[str, Any]:
     """Where this process runs, as far as it matters for times."""
-    names = [line.partition(":")[2].strip() for line in Path("/proc/cpuinfo").read_text().splitlines()
-             if line.startswith("model name")]
-    return {"processor": names[0] if names else platform.machine(), "cores": os.cpu_count()}
+    return {"processor": processor_name(), "cores": os.cpu_count()}
 
 
 def versions(packages: Sequence[str] = ("torch", "numpy", "ray")) -> dict[str, str]:

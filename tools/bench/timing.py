@@ -7,12 +7,12 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from engine.ops.extension import level
+from engine.processor import processor_name
 
 Side = Callable[[], float]
 """One repeat of one side: seconds."""
@@ -72,7 +72,7 @@ def show(found: Mapping[str, Any], indent: str = "") -> None:
 def machine() -> dict[str, Any]:
     """What the numbers depend on: processor, cores, threads, versions, compiled ops."""
     return {
-        "cpu": _cpu_model(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
+        "cpu": processor_name(), "cores": os.cpu_count(), "threads": torch.get_num_threads(),
         "python": platform.python_version(), "torch": torch.__version__, "ops": level(),
         "load_average": load_average(),
     }
@@ -81,12 +81,3 @@ def machine() -> dict[str, Any]:
 def load_average() -> list[float]:
     """Of the last 1, 5 and 15 minutes."""
     return [round(value, 2) for value in os.getloadavg()]
-
-
-def _cpu_model() -> str:
-    facts = Path("/proc/cpuinfo")
-    if not facts.exists():
-        return platform.processor()
-    lines = facts.read_text().splitlines()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
