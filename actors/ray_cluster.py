@@ -14,6 +14,8 @@ from engine.config.cluster import ClusterConfig, ClusterKind
 from engine.errors import ActorError, ClusterError
 
 CLOSE_DEADLINE_S = 3.0
+NODE = "ray.io/node-id"
+"""Label that Ray gives every node."""
 REMEDY = (
     "lower cluster.resources or generator.num_generators, or add nodes (`ray start --address=...`; docs/cluster.md)"
 )
@@ -35,31 +37,68 @@ class RayCluster:
         """
         self._config = config
         self._handles: dict[str, Any] = {}
-        self._places: dict[str, tuple[Place, Any, int]] = {}
-        """Actor without incarnation -> its place, Ray's placement group of it, and the bundle there."""
+        self._seats: dict[str, Place] = {}
+        """Actor without incarnation -> the one bundle that it lives in."""
+        self._groups: dict[tuple[tuple[str, ...], ...], tuple[Any, str]] = {}
+        """Actors of such a bundle -> Ray's placement group of it, while there is one, and the node it is pinned to."""
         self._session = RaySession(config, run_id)
         self._ray = self._session.ray
 
     def reserve(self, actors: Sequence[str]) -> None:
-        """Ask Ray for placement groups that hold all actors of a run.
+        """Have Ray choose places for all actors of a run.
 
         Raises:
-            ClusterError: the cluster lacks a resource.
+            ClusterError: the cluster lacks a resource, or nothing became free in time.
         """
         places = plan(actors, self._config)
-        missing = lack(places, [node["Resources"] for node in self._ray.nodes() if node["Alive"]])
+        missing = lack(places, list(self._nodes().values()))
         if missing:
             raise ClusterError(f"the cluster has too little room: {missing}; {REMEDY}")
-        for place in places:
-            group = self._ray.util.placement_group(list(place.bundles), strategy=place.strategy)
-            for index, names in enumerate(place.actors):
-                self._places.update(dict.fromkeys(names, (place, group, index)))
+        self._settle(places)
 
-    def _await_room(self, place: Place, group: Any, bundle: int) -> None:
-        """Until the bundle is placed, at the start or anew after a node left."""
+    def _nodes(self) -> dict[str, dict[str, float]]:
+        """Resources of every node that Ray believes to live, by its id."""
+        return {node["NodeID"]: node["Resources"] for node in self._ray.nodes() if node["Alive"]}
+
+    def _settle(self, places: Sequence[Place]) -> None:
+        """Make each bundle a placement group of its own, pinned to the node that Ray chose for it.
+
+        Raises:
+            ClusterError: no room became free in time.
+        """
+        # A group that has lost a node and is not pinned costs the head a core: Ray tries to place it without a
+        # pause, and its metrics agent replays every attempt (ray#65007). One with other bundles that stand could
+        # not be taken back.
+        for place, nodes in zip(places, self._choose(places), strict=True):
+            for names, bundle, node in zip(place.actors, place.bundles, nodes, strict=True):
+                seat = Place(place.strategy, (names,), (bundle,))
+                self._seats.update(dict.fromkeys(names, seat))
+                self._groups[seat.actors] = self._ray.util.placement_group(
+                    [bundle], strategy=place.strategy, bundle_label_selector=[{NODE: node}]
+                ), node
+
+    def _choose(self, places: Sequence[Place]) -> list[list[str]]:
+        """The nodes on which Ray puts bundles together or apart, by place and bundle; nothing is held after it."""
+        if not self._session.joined:
+            (only,) = self._nodes()
+            return [[only] * len(place.bundles) for place in places]
+        util = self._ray.util
+        groups = [util.placement_group(list(place.bundles), strategy=place.strategy) for place in places]
+        try:
+            while True:
+                for place, group in zip(places, groups, strict=True):
+                    self._await_room(place, group)
+                found = [util.placement_group_table(group)["bundles_to_node_id"] for group in groups]
+                if all(all(nodes.values()) for nodes in found):  # or a node left that was chosen a moment ago
+                    return [[nodes[index] for index in sorted(nodes)] for nodes in found]
+        finally:
+            for group in groups:
+                util.remove_placement_group(group)
+
+    def _await_room(self, place: Place, group: Any) -> None:
+        """Until the group is placed."""
         deadline_s = self._config.start_deadline_s
-        # A group that lost a node is not whole until there is room for all of it; its other bundles stand.
-        if self._stands(group, bundle) or group.wait(deadline_s) or self._stands(group, bundle):
+        if group.wait(deadline_s):
             return
         asked = wanting([place], self._ray.available_resources())
         raise ClusterError(
@@ -67,13 +106,22 @@ class RayCluster:
             f"{', '.join('+'.join(names) for names in place.actors)} ask for {asked}; {REMEDY}"
         )
 
-    def _stands(self, group: Any, bundle: int) -> bool:
-        """Whether a bundle of a group that lost another one lies on a living node."""
-        table = self._ray.util.placement_group_table(group)
-        if table.get("state") != "RESCHEDULING":
-            return False
-        node = table["bundles_to_node_id"].get(bundle)
-        return any(one["Alive"] and one["NodeID"] == node for one in self._ray.nodes())
+    def _take(self, seat: Place) -> Any:
+        """The placement group of a seat, which is another one once its node has left."""
+        if seat.actors not in self._groups or self._groups[seat.actors][1] not in self._nodes():
+            self._give_back(seat)
+            self._settle([seat])
+        group, _ = self._groups[seat.actors]
+        try:
+            self._await_room(seat, group)
+        except ClusterError:
+            self._give_back(seat)  # or it took what others may need, for nobody
+            raise
+        return group
+
+    def _give_back(self, seat: Place) -> None:
+        if seat.actors in self._groups:
+            self._ray.util.remove_placement_group(self._groups.pop(seat.actors)[0])
 
     def start(self, name: str, factory: Callable[..., Any], arguments: dict[str, Any], *,
               threads: int = 1) -> None:
@@ -90,11 +138,9 @@ class RayCluster:
             "num_cpus": asked.pop("CPU", 0.0), "num_gpus": asked.pop("GPU", 0.0), "resources": asked,
             "name": name, "max_concurrency": 1, "max_restarts": 0, "runtime_env": {"env_vars": environment},
         }
-        if (found := self._places.get(name.partition("#")[0])) is not None:
-            place, group, bundle = found
-            self._await_room(place, group, bundle)
+        if (seat := self._seats.get(name.partition("#")[0])) is not None:
             strategies = self._ray.util.scheduling_strategies
-            options["scheduling_strategy"] = strategies.PlacementGroupSchedulingStrategy(group, bundle)
+            options["scheduling_strategy"] = strategies.PlacementGroupSchedulingStrategy(self._take(seat), 0)
         self._handles[name] = self._ray.remote(factory).options(**options).remote(**arguments)
 
     def look(self, name: str, path: Path) -> tuple[str, bool]:
@@ -152,8 +198,8 @@ class RayCluster:
                 self._ray.wait(asked, num_returns=len(asked), timeout=CLOSE_DEADLINE_S)
             for name in list(self._handles):
                 self.kill(name)
-            for group in {id(group): group for _, group, _ in self._places.values()}.values():
-                self._ray.util.remove_placement_group(group)
+            for seat in self._seats.values():
+                self._give_back(seat)
         finally:
             self._session.close()
 

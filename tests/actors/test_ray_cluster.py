@@ -33,12 +33,14 @@ class GetTimeoutError(RayError):
 class Group:
     """As a placement group."""
 
-    def __init__(self, bundles, strategy):
-        self.bundles, self.strategy, self.ready = bundles, strategy, True
-        self.state, self.nodes, self.waits = "CREATED", dict.fromkeys(range(len(bundles)), "ff" * 28), 0
+    def __init__(self, bundles, strategy, bundle_label_selector):
+        self.bundles, self.strategy = bundles, strategy
+        self.pins = [] if bundle_label_selector is None else [one["ray.io/node-id"] for one in bundle_label_selector]
+        self.ready, self.removed, self.waits = True, False, 0
 
     def wait(self, deadline_s):
         assert deadline_s > 0
+        assert not self.removed
         self.waits += 1
         return self.ready
 
@@ -57,22 +59,33 @@ def ray():
             return SimpleNamespace(remote=factory)
         return SimpleNamespace(options=options)
 
-    def placement_group(bundles, strategy):
-        groups.append(Group(bundles, strategy))
+    def placement_group(bundles, strategy, bundle_label_selector=None):
+        groups.append(Group(bundles, strategy, bundle_label_selector))
+        groups[-1].ready = not full
         return groups[-1]
 
-    started, groups = [], []
+    def placement_group_table(group):
+        unplaced = leaving.pop() if leaving else None
+        chosen = {index: "" if index == unplaced else f"n{index}" for index in reversed(range(len(group.bundles)))}
+        return {"bundles_to_node_id": chosen}
+
+    def remove_placement_group(group):
+        assert not group.removed
+        group.removed = True
+
+    def nodes():
+        resources = {"n0": {"CPU": 2.0, "GPU": 1.0, "rack": 1.0, "memory": 9.0}, "n1": {}, "n2": {"GPU": 8.0}}
+        return [{"NodeID": name, "Alive": name not in gone, "Resources": has} for name, has in resources.items()]
+
+    started, groups, full, leaving, gone = [], [], set(), [], {"n2"}
     strategies = SimpleNamespace(PlacementGroupSchedulingStrategy=lambda group, bundle: (group, bundle))
     return SimpleNamespace(
         exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError),
-        get=get, remote=remote, kill=lambda handle, no_restart: None, started=started, groups=groups,
-        nodes=lambda: [{"NodeID": "a1", "Alive": True,
-                        "Resources": {"CPU": 2.0, "GPU": 1.0, "rack": 1.0, "memory": 9.0}},
-                       {"NodeID": "b2", "Alive": False, "Resources": {"GPU": 8.0}}],
-        available_resources=lambda: {"GPU": 1.0},
+        get=get, remote=remote, kill=lambda handle, no_restart: None, started=started, groups=groups, full=full,
+        leaving=leaving, gone=gone, nodes=nodes, available_resources=lambda: {"GPU": 1.0},
         util=SimpleNamespace(
             placement_group=placement_group, scheduling_strategies=strategies,
-            placement_group_table=lambda group: {"state": group.state, "bundles_to_node_id": group.nodes},
+            placement_group_table=placement_group_table, remove_placement_group=remove_placement_group,
         ),
         wait=lambda references, **options: (references[:1], references[1:]),
     )
@@ -81,7 +94,8 @@ def ray():
 @pytest.fixture
 def cluster(ray):
     made = RayCluster.__new__(RayCluster)
-    made._config, made._ray, made._handles, made._places = ClusterConfig(kind=ClusterKind.ray), ray, {}, {}
+    made._config, made._ray, made._session = ClusterConfig(kind=ClusterKind.ray), ray, SimpleNamespace(joined=True)
+    made._handles, made._seats, made._groups = {}, {}, {}
     return made
 
 
@@ -103,41 +117,85 @@ def test_too_little_room_is_said_before_anything_starts(asking):
     assert asking._ray.groups == []
 
 
+def living(ray):
+    return [group for group in ray.groups if not group.removed]
+
+
 def test_actors_get_what_they_ask_for_in_their_places(asking):
     asking.reserve(["replay", "learner", "generator-0"])
-    packed, spread = asking._ray.groups
+    packed, spread = asking._ray.groups[:2]
     assert (packed.strategy, packed.bundles) == ("PACK", [{"memory": 1.0}, {"memory": 1.0}])
     assert (spread.strategy, spread.bundles) == ("SPREAD", [{"CPU": 1.0, "GPU": 1.0, "rack": 0.5}])
     asking.start("learner", dict, {})
     asking.start("generator-0#2", dict, {}, threads=3)
     learner, generator = asking._ray.started
-    assert learner["scheduling_strategy"] == (packed, 1)
-    assert generator["scheduling_strategy"] == (spread, 0)
     assert (generator["num_cpus"], generator["num_gpus"], generator["resources"]) == (1.0, 1.0, {"rack": 0.5})
     assert generator["runtime_env"]["env_vars"]["OMP_NUM_THREADS"] == "3"
+    for actor, choice, node in ((learner, packed, "n1"), (generator, spread, "n0")):
+        group, bundle = actor["scheduling_strategy"]
+        assert (group.bundles, group.pins, bundle) == (choice.bundles[:1], [node], 0)
+
+
+def test_each_bundle_stays_on_the_node_that_was_chosen_for_it_among_the_others(asking):
+    asking.reserve(["replay", "learner", "generator-0"])
+    assert [group.pins for group in living(asking._ray)] == [["n0"], ["n1"], ["n0"]], "what chose them is gone"
+
+
+def test_a_node_that_leaves_once_it_is_chosen_is_chosen_anew(asking):
+    asking._ray.leaving.append(1)
+    asking.reserve(["replay", "learner"])
+    assert asking._ray.groups[0].waits == 2
+    assert [group.pins for group in living(asking._ray)] == [["n0"], ["n1"]]
+
+
+def test_a_private_session_has_one_node_to_choose(asking):
+    asking._session.joined = False
+    asking._ray.gone.add("n1")
+    asking.reserve(["generator-0"])
+    assert [group.pins for group in asking._ray.groups] == [["n0"]]
 
 
 def test_a_place_that_others_hold_is_waited_for_until_the_deadline(asking):
-    asking.reserve(["generator-0"])
-    asking._ray.groups[0].ready = False
+    asking._ray.full.add("with others")
     with pytest.raises(ClusterError, match=r"no room became free within cluster.start_deadline_s=120: generator-0 ask "
                                            r"for 1 CPU \(free: 0\), 1 GPU \(free: 1\)"):
-        asking.start("generator-0#1", dict, {})
+        asking.reserve(["generator-0"])
+    assert living(asking._ray) == []
 
 
-def test_a_place_that_stands_is_taken_though_its_group_lost_another(asking):
+def test_a_place_whose_node_left_is_sought_anew_and_the_others_stand(asking):
     asking._config = ClusterConfig(kind=ClusterKind.ray)
     asking.reserve(["generator-0", "generator-1"])
-    (group,) = asking._ray.groups
-    group.ready, group.state, group.nodes = False, "RESCHEDULING", {0: "a1", 1: "ff" * 28}
+    stays, _ = living(asking._ray)
+    asking._ray.gone.add("n1")
+    asking._ray.full.add("with others")
     asking.start("generator-0#2", dict, {})
-    assert group.waits == 0, "a wait is for the whole group"
-    assert asking._ray.started[-1]["scheduling_strategy"] == (group, 0)
-    with pytest.raises(ClusterError, match="no room became free"):
+    assert asking._ray.started[-1]["scheduling_strategy"] == (stays, 0)
+    with pytest.raises(ClusterError, match=r"no room became free .* generator-1 ask for room"):
         asking.start("generator-1#2", dict, {})
-    group.nodes[1] = "b2"  # Ray has not cleared what lay on the node that left
+    assert living(asking._ray) == [stays], "Ray would seek a place for the lost one without a pause"
+    asking._ray.full.clear()
+    asking.start("generator-1#3", dict, {})
+    group, _ = asking._ray.started[-1]["scheduling_strategy"]
+    assert living(asking._ray) == [stays, group]
+
+
+def test_a_place_that_another_took_while_it_was_pinned_is_given_back(asking):
+    asking.reserve(["generator-0"])
+    (group,) = living(asking._ray)
+    group.ready = False
     with pytest.raises(ClusterError, match="no room became free"):
-        asking.start("generator-1#2", dict, {})
+        asking.start("generator-0#1", dict, {})
+    assert living(asking._ray) == []
+
+
+def test_nothing_that_was_asked_for_is_left(asking):
+    closed = []
+    asking._session.close = lambda: closed.append(1)
+    asking.reserve(["replay", "learner", "generator-0"])
+    asking.close()
+    assert living(asking._ray) == []
+    assert closed
 
 
 def test_an_actor_that_was_ended_answers_with_its_death(cluster):

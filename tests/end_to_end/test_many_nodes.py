@@ -110,9 +110,7 @@ def test_a_node_leaves_and_its_generator_is_started_elsewhere(live, nodes, chann
 
 
 def test_a_node_leaves_and_nobody_has_room(live, nodes):
-    # The evaluator is at home, since Ray places what a group lost together: beside a generator it had no place either.
-    seat = ("+cluster.resources.generator.custom.seat=1", "+cluster.resources.evaluator.custom.home=1",
-            "cluster.start_deadline_s=60")
+    seat = ("+cluster.resources.generator.custom.seat=1", "cluster.start_deadline_s=60")
     life = live(*joins(nodes), *seat)
     leave_while_decoding(life, nodes)
     wait_until(lambda: "nobody takes its place" in life.says(), "the run goes on with one generator")
