@@ -23,10 +23,14 @@ from typing import Any
 
 import torch
 
+from engine.errors import ConfigError
+from engine.ops.extension import LEVELS, available, force_level
 from tools.bench.timing import load_average, machine, show
 
 ROWS = {
     "token_logprob": "tools.bench.token_logprob",
+    "token_logprob_float32": "tools.bench.token_logprob_float32",
+    "linear_cross_entropy": "tools.bench.linear_cross_entropy",
     "logits_logprob": "tools.bench.logits_logprob",
     "sample": "tools.bench.sample",
     "packed_attention": "tools.bench.packed_attention",
@@ -46,13 +50,24 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=7, help="kept repeats of each side")
     parser.add_argument("--json", "--out", type=Path, help="also write the results to this file")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="compute threads of a side")
+    parser.add_argument("--level", choices=LEVELS, help="let our kernels use no more than these instructions; torch's "
+                        "own ask ATEN_CPU_CAPABILITY, ONEDNN_MAX_CPU_ISA and MKL_ENABLE_INSTRUCTIONS")
     parser.add_argument("--small", action="store_true", help="tiny sizes: tries the harness")
     return parser.parse_args(arguments)
 
 
 def run(asked: argparse.Namespace) -> dict[str, Any]:
-    """Measure what was asked for; the results under their names."""
+    """Measure what was asked for; the results under their names.
+
+    Raises:
+        ConfigError: the processor lacks the level, or the ops are not built.
+    """
     torch.set_num_threads(asked.threads)
+    if asked.level is not None:
+        if not available():
+            raise ConfigError("--level", asked.level, "build the ops first: python setup.py build_ext --inplace")
+        force_level(asked.level)
+        os.environ["PERILUNE_OPS_LEVEL"] = asked.level  # for the processes in which memory is measured
     results: dict[str, Any] = {"machine": machine()}
     show(results)
     for name in asked.only or ROWS:
@@ -78,7 +93,10 @@ def measured(name: str, repeats: int, small: bool) -> dict[str, Any]:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
     asked = options(sys.argv[1:] if arguments is None else arguments)
-    results = run(asked)
+    try:
+        results = run(asked)
+    except ConfigError as error:
+        raise SystemExit(str(error)) from None
     if asked.json is not None:
         asked.json.write_text(json.dumps(results, indent=2) + "\n")
 

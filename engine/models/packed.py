@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from engine.ops.packed_attention import span_attention
+from engine.ops.spans import RowSpans
 
 ATTENTION_NAME = "perilune_packed"
 
@@ -61,7 +62,7 @@ def _packed_attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    row_spans: Tensor | None = None,
+    row_spans: RowSpans | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of [1, H, T, d] queries inside the spans of the row; returns [1, T, H, d]."""

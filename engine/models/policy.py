@@ -16,6 +16,7 @@ from engine.errors import ModelError
 from engine.models.packaged_model import packaged_model_folder
 from engine.models.packed import ATTENTION_NAME, Block, register_packed_attention, row_spans
 from engine.models.tokenizer import PolicyTokenizer, character_tokenizer
+from engine.ops.spans import RowSpans
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 DTYPES = {Precision.float32: torch.float32, Precision.bfloat16: torch.bfloat16}
@@ -132,9 +133,10 @@ def hidden_states(network: Any, tokens: Tensor, positions: Tensor, blocks: Seque
         positions: [T] int64, restarting with every sequence.
         blocks: spans that look only at each other, one after the other, covering the row.
     """
+    # One record for all layers: made in each of them, it would be checked and copied to the GPU as often.
+    spans = RowSpans(row_spans(blocks), len(tokens), tokens.device)
     output = _base(network).model(
-        input_ids=tokens[None], position_ids=positions[None], attention_mask=None,
-        use_cache=False, row_spans=row_spans(blocks),
+        input_ids=tokens[None], position_ids=positions[None], attention_mask=None, use_cache=False, row_spans=spans,
     )
     return output.last_hidden_state[0]
 

@@ -28,6 +28,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from engine.ops.arguments import expect, expect_device, expect_no_graph
 from engine.ops.extension import available, register
+from engine.ops.spans import RowSpans, check_spans, check_table
 from engine.ops.varlen_attention import serves, varlen_attention
 
 _SHORT_KEYS = 192
@@ -41,7 +42,8 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tens
         query: [T, H, d] bfloat16, float32 or float64; any strides, though values of a head side by side save a copy.
         key: [T, Hkv, d], same dtype; Hkv divides H.
         value: [T, Hkv, d], same dtype.
-        cu_seqlens: [segments + 1] int32: first token of each segment, then T; starts with 0, never falls.
+        cu_seqlens: [segments + 1] int32: first token of each segment, then T; starts with 0, never falls. It is
+            read here: give it on the CPU, since one on a GPU is waited for.
         scale: factor on the dot products, usually 1 / sqrt(d); not below 0.
 
     Returns:
@@ -61,17 +63,18 @@ def packed_attention(query: Tensor, key: Tensor, value: Tensor, cu_seqlens: Tens
     return span_attention(query, key, value, torch.tensor(spans, dtype=torch.int32, device="cpu").view(-1, 4), scale)
 
 
-def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
+def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor | RowSpans, scale: float) -> Tensor:
     """Causal attention inside each span and to its whole context; differentiable.
 
-    By the kernels once: they raise ``RuntimeError`` where a second gradient is asked for.
+    By the kernels once: they raise ``RuntimeError`` where a second gradient is asked for. Nothing waits for a GPU.
 
     Args:
         query: [T, H, d] bfloat16, float32 or float64; any strides, though values of a head side by side save a copy.
         key: [T, Hkv, d], same dtype; Hkv divides H.
         value: [T, Hkv, d], same dtype.
         spans: [spans, 4] int32 on the CPU: start, length, start and length of the context. Spans follow each
-            other and cover the row; a context ends before its span begins.
+            other and cover the row; a context ends before its span begins. Several layers over one row share a
+            record of them, so that they are checked and laid out once.
         scale: factor on the dot products, usually 1 / sqrt(d); not below 0.
 
     Returns:
@@ -82,17 +85,22 @@ def span_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, sca
     """
     _check_shapes(query, key, value)
     expect_device(query, key=key, value=value)
-    fits = spans.dim() == 2 and spans.shape[1] == 4 and spans.dtype == torch.int32
-    expect(fits, "spans", "[spans, 4] int32", spans)
-    expect(spans.is_cpu or query.is_meta, "spans", "a tensor on the CPU", spans.device)
     expect(scale >= 0, "scale", "at least 0", scale)
+    if isinstance(spans, Tensor):
+        table = spans
+        check_table(table)
+    else:
+        table, fits = spans.table, (spans.tokens, spans.device) == (query.shape[0], query.device)
+        came = f"of {spans.tokens} on {spans.device}"
+        expect(fits, "spans", f"those of {query.shape[0]} tokens on {query.device}", came)
+    expect(table.is_cpu or query.is_meta, "spans", "a tensor on the CPU", table.device)
     if available() and query.device.type in ("cpu", "meta") and query.dtype != torch.float64:
-        output: Tensor = _op(query, key, value, spans, float(scale))[0]
+        output: Tensor = _op(query, key, value, table, float(scale))[0]  # which checks the spans itself
         return output
-    check_spans(spans, query.shape[0])
+    row = RowSpans(spans, query.shape[0], query.device) if isinstance(spans, Tensor) else spans
     if serves(query):
-        return varlen_attention(query, key, value, spans, float(scale))
-    return one_by_one(query, key, value, spans, scale)
+        return varlen_attention(query, key, value, row.places, float(scale))
+    return one_by_one(query, key, value, table, scale)
 
 
 def one_by_one(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
@@ -133,20 +141,6 @@ def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
         divides = tensor.shape[1] > 0 and heads % tensor.shape[1] == 0
         expect(divides, name, f"Hkv that divides {heads} heads", tensor)
     expect(key.shape == value.shape, "value", f"{list(key.shape)}", value)
-
-
-def check_spans(spans: Tensor, tokens: int) -> None:
-    """Raise ``ValueError`` unless spans follow each other, cover the row and see only what stands before them."""
-    expect(spans.device.type == "cpu", "spans", "a tensor on the CPU", spans.device)
-    end = 0
-    for index, (start, length, seen, context) in enumerate(spans.tolist()):
-        follows = start == end and length >= 0
-        wanted = f"span {index} to start at {end} with a length of at least 0"
-        expect(follows, "spans", wanted, f"{start} and {length}")
-        end += length
-        before = context == 0 or (context > 0 and seen >= 0 and seen + context <= start)
-        expect(before, "spans", f"the context of span {index} in 0..{start}", f"{seen}..{seen + context}")
-    expect(end == tokens, "spans", f"to cover {tokens} tokens", end)
 
 
 def span_attention_reference(

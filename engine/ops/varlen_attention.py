@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from engine.ops.spans import Places
+
 Kernel = Callable[..., Tensor]
 
 
@@ -23,44 +25,30 @@ def serves(query: Tensor) -> bool:
     return query.is_cuda and query.dtype == torch.bfloat16 and width % 8 == 0 and width <= 256
 
 
-def varlen_attention(query: Tensor, key: Tensor, value: Tensor, spans: Tensor, scale: float) -> Tensor:
-    """Causal attention inside each span and to its whole context; differentiable.
+def varlen_attention(query: Tensor, key: Tensor, value: Tensor, places: Places, scale: float) -> Tensor:
+    """Causal attention inside each span and to its whole context; differentiable, and nothing waits for the GPU.
 
     Args:
         query: [T, H, d].
         key: [T, Hkv, d].
         value: [T, Hkv, d].
-        spans: [spans, 4] int32 on the CPU, as for ``span_attention``.
+        places: of the row's spans, on the device of the query.
         scale: factor on the dot products.
 
     Returns:
         [T, H, d].
     """
-    filled = spans[spans[:, 1] > 0].long()
-    if not len(filled):
+    if not places.longest:
         return torch.empty_like(query)
-    lengths, context = filled[:, 1], filled[:, 3]
-    if bool(context.any()):
-        index = _keys_of(filled).to(key.device)
-        key, value = key.index_select(0, index), value.index_select(0, index)
-    bounds = [torch.nn.functional.pad(part.cumsum(0), (1, 0)).to(query.device, torch.int32)
-              for part in (lengths, lengths + context)]
-    longest = int(lengths.max()), int((lengths + context).max())
-    return _kernel()(query, key, value, *bounds, *longest, scale)
+    if places.keys is not None:
+        key, value = (tensor.index_select(0, places.keys) for tensor in (key, value))
+    longest = places.longest, places.longest_keys
+    return _kernel()(query, key, value, places.bounds, places.key_bounds, *longest, scale)
 
 
 def kernel_name() -> str:
     """Of the kernel that serves here: flash-attn's or torch's."""
     return _kernel().__name__
-
-
-def _keys_of(spans: Tensor) -> Tensor:
-    """[keys] the tokens that each span sees, context first, span after span."""
-    parts = [
-        torch.cat([torch.arange(seen, seen + context), torch.arange(start, start + length)])
-        for start, length, seen, context in spans.tolist()
-    ]
-    return torch.cat(parts)
 
 
 @cache

@@ -8,7 +8,8 @@
 - ``subject``: the model and prompts that all sides share; ``timing``: interleaved repeats
 - ``child``: a side in a process of its own
 - ``token_logprob``, ``logits_logprob``, ``sample``: the ops beside torch (``head_sides``), the processor's
-  ``ceiling``, their ``extra_memory`` and the ``error`` of gradients (``head_truth``)
+  ``ceiling``, their ``extra_memory`` and the ``error`` of gradients (``head_truth``); ``token_logprob_float32`` and
+  ``linear_cross_entropy``: the forward in float32, and beside torch's own op
 - ``packed_attention``, ``packed_rows``: the ops on packed rows; ``slot_attention``, ``rms_norm``, ``rotary``,
   ``gated_silu``: those of a decoding step (``decoder_op``)
 

@@ -24,7 +24,8 @@ def attention(sequences: int, least: int, most: int) -> dict[str, Any]:
     spans = row_spans([Block(start, length) for start, length in zip(starts, lengths, strict=True)])
     with torch.device("cuda"):
         row = Row.draw(sum(lengths))
-        sides: dict[str, Attend] = {"ours": ours(spans), "one_by_one": one_by_one(spans), "dense": dense(spans)}
+        mine = ours(spans, row.query.device)
+        sides: dict[str, Attend] = {"ours": mine, "one_by_one": one_by_one(spans), "dense": dense(spans)}
     work = {name: partial(row.both_ways, attend) for name, attend in sides.items()}
     found: dict[str, Any] = dict(gpu.timed(work))
     for name, values in found.items():

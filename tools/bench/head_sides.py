@@ -1,7 +1,7 @@
 """Log-probabilities and entropies from an output head, as Perilune and as others make them.
 
 - ``perilune``: ``engine.ops.token_logprob``
-- ``eager``: a bfloat16 product, widened, log_softmax; ``compiled``: the same through torch.compile
+- ``eager``: a product in the dtype of the head, widened, log_softmax; ``compiled``: the same through torch.compile
 - ``chunked``: 8192 vocabulary columns at a time with running sums, recomputed for the backward pass, as
   trainers without a fused kernel do it; restated from what they publish. Its entropy has no gradient.
 """
@@ -37,13 +37,13 @@ class HeadInputs:
     scale: Tensor
 
     @classmethod
-    def draw(cls, tokens: int, width: int, vocabulary: int) -> HeadInputs:
+    def draw(cls, tokens: int, width: int, vocabulary: int, dtype: torch.dtype = torch.bfloat16) -> HeadInputs:
         """Always the same numbers; made a few thousand rows at a time, so that no peak of memory is left."""
         generator = torch.Generator().manual_seed(7)
-        weight = torch.empty(vocabulary, width, dtype=torch.bfloat16)
+        weight = torch.empty(vocabulary, width, dtype=dtype)
         for rows in weight.split(_ROWS):
             rows.copy_(torch.randn(rows.shape, generator=generator) * 3 / width**0.5)
-        hidden = torch.randn(tokens, width, generator=generator).bfloat16()
+        hidden = torch.randn(tokens, width, generator=generator).to(dtype)
         target = torch.randint(0, vocabulary, (tokens,), generator=generator)
         return cls(hidden, weight, target, torch.rand(tokens, generator=generator) + 0.5)
 

@@ -20,12 +20,14 @@ from torch import Tensor
 
 from engine.models.packed import Block, row_spans
 from engine.ops.packed_attention import span_attention
+from engine.ops.spans import RowSpans
 from tools.bench.memory import peak_bytes
 from tools.bench.timing import seconds_of, spread, take_turns
 
 HEADS, SHARED_HEADS, HEAD_SIZE = 9, 3, 64
 """Of SmolLM2-135M."""
 _MODULE = SimpleNamespace(num_key_value_groups=HEADS // SHARED_HEADS, is_causal=True)
+_CPU = torch.device("cpu")
 
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -65,12 +67,13 @@ class Row:
         return [output.detach(), *torch.autograd.grad(output, inputs, self.upstream)]
 
 
-def ours(spans: Tensor) -> Attend:
-    """The op, as the learner calls it."""
+def ours(spans: Tensor, device: torch.device = _CPU) -> Attend:
+    """The op, as a layer of the learner calls it: layers share one record of the spans."""
+    row = RowSpans(spans, int(spans[:, 1].sum()), device)
 
     def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         queries, keys, values = (tensor.squeeze(0).transpose(0, 1) for tensor in (query, key, value))
-        return span_attention(queries, keys, values, spans, HEAD_SIZE**-0.5)[None]
+        return span_attention(queries, keys, values, row, HEAD_SIZE**-0.5)[None]
 
     return attend
 

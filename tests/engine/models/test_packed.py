@@ -9,6 +9,9 @@ from torch import Tensor
 
 from engine.models.packed import ATTENTION_NAME, Block, register_packed_attention, row_spans
 from engine.models.policy import hidden_states
+from engine.ops import packed_attention, spans
+from engine.ops.packed_attention import one_by_one
+from engine.ops.spans import Places
 from tests.small_models import FAMILIES, VOCABULARY, tiny_network
 
 
@@ -117,6 +120,49 @@ def test_a_response_does_not_see_its_siblings() -> None:
             states.append(hidden_states(network, row, positions, [block]))
     assert torch.equal(states[0][10:], states[1][10:])
     assert torch.equal(states[0][:4], states[1][:4])
+
+
+def test_all_layers_share_what_kernels_of_a_gpu_ask_of_a_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checked and laid out once for a row; with a stand-in for the kernel, which no CPU has."""
+    made: list[str] = []
+    given: list[Places] = []
+
+    def counted(name: str, function: Any) -> Any:
+        return lambda *arguments: (made.append(name), function(*arguments))[1]
+
+    def kernel(query: Tensor, key: Tensor, value: Tensor, places: Places, scale: float) -> Tensor:
+        given.append(places)
+        return one_by_one(query, key, value, row_spans(blocks), scale)
+
+    network = tiny_network(num_hidden_layers=3)
+    row, positions, block = shared_row(tokens(0, 6), [tokens(seed, 3 + seed) for seed in range(1, 4)])
+    blocks = [block]
+    expected = hidden_states(network, row, positions, blocks)
+    monkeypatch.setattr(spans, "check_spans", counted("check", spans.check_spans))
+    monkeypatch.setattr(spans.Places, "of", counted("places", spans.Places.of))
+    monkeypatch.setattr(packed_attention, "available", lambda: False)
+    monkeypatch.setattr(packed_attention, "serves", lambda query: True)
+    monkeypatch.setattr(packed_attention, "varlen_attention", kernel)
+    for _ in range(2):
+        torch.testing.assert_close(hidden_states(network, row, positions, blocks), expected)
+    assert made == ["check", "places"] * 2
+    assert [places is given[0] for places in given] == [True] * 3 + [False] * 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@torch.no_grad()
+def test_no_layer_waits_for_the_gpu() -> None:
+    network = tiny_network(num_hidden_layers=3).bfloat16().cuda()
+    row, positions, block = shared_row(tokens(0, 6), [tokens(seed, 3 + seed) for seed in range(1, 4)])
+    row, positions = row.cuda(), positions.cuda()
+    hidden_states(network, row, positions, [block])  # What is loaded once may wait.
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        hidden = hidden_states(network, row, positions, [block])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert bool(hidden.isfinite().all())
 
 
 def test_registering_again_is_safe() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.ops import extension
 from engine.ops.gated_silu import gated_silu
+from engine.ops.logits_logprob import logits_logprob
 from engine.ops.rms_norm import rms_norm
 from engine.ops.rotary import rotate_and_store
 from engine.ops.sample import gumbel_noise, sample
@@ -358,3 +359,59 @@ def test_opcheck(name: str) -> None:
     }
     assert rms_norm(*arguments["rms_norm"]).shape == gated_silu(hidden.detach().repeat(1, 2)).shape
     torch.library.opcheck(getattr(torch.ops.perilune, name).default, arguments[name])
+
+
+# ---- more elements than 31 bits count --------------------------------------------------------------------
+
+
+MANY_TOKENS, MANY_ENTRIES = 16_384, 151_936
+BORDER = (1 << 31) // MANY_ENTRIES
+"""The row in which element 2^31 lies."""
+FAR_ROWS = [0, BORDER - 1, BORDER, BORDER + 1, 15_000, MANY_TOKENS - 1]
+
+
+def test_logits_and_their_gradient_beyond_31_bits() -> None:
+    if torch.cuda.mem_get_info()[0] < 20e9:
+        pytest.skip("less than 20 GB of the GPU are free")
+    logits = torch.randn(MANY_TOKENS, MANY_ENTRIES, dtype=torch.bfloat16).mul_(4).requires_grad_()
+    target, scale = torch.randint(0, MANY_ENTRIES, (MANY_TOKENS,)), torch.rand(MANY_TOKENS) + 0.5
+    target[-1] = MANY_ENTRIES - 1
+    factors = [torch.linspace(low, high, MANY_TOKENS) for low, high in ((-1, 2), (0.5, -0.2), (0.1, 0.3))]
+    results = logits_logprob(logits, target, scale)
+    loss = sum((values * factor).sum() for values, factor in zip(results, factors, strict=True))
+    (gradient,) = torch.autograd.grad(loss, logits)
+
+    rows = torch.tensor(FAR_ROWS)
+    some = logits.detach()[rows].double().requires_grad_()
+    exact = scores(some, target[rows], scale[rows])
+    for got, right in zip(results, exact, strict=True):
+        torch.testing.assert_close(got.detach()[rows].double(), right.detach(), atol=2e-5, rtol=0)
+    loss = sum((values * factor[rows]).sum() for values, factor in zip(exact, factors, strict=True))
+    (right,) = torch.autograd.grad(loss, some)
+    assert bool(((gradient[rows].double() - right).norm(dim=1) <= 4e-3 * right.norm(dim=1)).all())
+
+
+@pytest.mark.usefixtures("way")
+def test_a_head_of_more_logits_than_31_bits_count() -> None:
+    """None are kept; tokens times vocabulary counts tiles and slabs all the same."""
+    hidden, weight, target, scale = problem(MANY_TOKENS, MANY_ENTRIES, 64, torch.bfloat16)
+    target[-1] = MANY_ENTRIES - 1
+    leaves = [hidden.requires_grad_(), weight.requires_grad_()]
+    factor = torch.linspace(-1, 2, MANY_TOKENS)
+    results = token_logprob(hidden, weight, target, scale)
+    d_hidden, d_weight = torch.autograd.grad((results[0] * factor).sum(), leaves)
+
+    with torch.no_grad():
+        rows, entries = torch.tensor(FAR_ROWS), torch.tensor([0, 255, 256, 77_777, MANY_ENTRIES - 1])
+        x, w = hidden.double(), weight.double()
+        exact = scores(x[rows] @ w.T, target[rows], scale[rows])
+        for got, right in zip(results, exact, strict=True):
+            torch.testing.assert_close(got[rows].double(), right, atol=5e-5, rtol=0)
+        slope = -(x[rows] @ w.T * scale.double()[rows, None] - exact[2][:, None]).exp()
+        slope[torch.arange(len(rows)), target[rows]] += 1
+        right = (slope * (scale * factor).double()[rows, None]) @ w
+        assert bool(((d_hidden[rows].double() - right).norm(dim=1) <= 1e-2 * right.norm(dim=1)).all())
+        logprobs = x @ w[entries].T * scale.double()[:, None] - results[2].double()[:, None]
+        slope = (target[:, None] == entries).double() - logprobs.exp()
+        right = (slope * (scale * factor).double()[:, None]).T @ x
+        assert bool(((d_weight[entries].double() - right).norm(dim=1) <= 1e-2 * right.norm(dim=1)).all())

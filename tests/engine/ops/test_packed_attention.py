@@ -13,6 +13,7 @@ from engine.ops.packed_attention import (
     span_attention_reference,
     span_gradient_reference,
 )
+from engine.ops.spans import RowSpans
 
 # Prompts with responses, plain sequences, single tokens, nothing, more than a block of keys and of columns.
 SPANS = [
@@ -324,6 +325,23 @@ def test_bad_input_is_named(index: int, value: Tensor, said: str) -> None:
     arguments[index] = value
     with pytest.raises(ValueError, match=said):
         span_attention(*arguments)
+
+
+def test_a_record_of_the_spans_serves_as_they_do(cpu_implementation: str) -> None:
+    inputs, spans = problem(4, 2, 16, torch.float64), span_tensor(SPANS)
+    row = RowSpans(spans, TOKENS, torch.device("cpu"))
+    for dtype in (torch.float64, torch.float32, torch.bfloat16):
+        each = [tensor.detach().to(dtype) for tensor in inputs]
+        assert torch.equal(span_attention(*each, row, 0.2), span_attention(*each, spans, 0.2))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_the_record_of_another_row_is_named(dtype: torch.dtype) -> None:
+    inputs = [tensor.detach() for tensor in problem(4, 2, 16, dtype, 10)]
+    for tokens, device in ((9, "cpu"), (10, "meta")):
+        row = RowSpans(span_tensor([(0, tokens, 0, 0)]), tokens, torch.device(device))
+        with pytest.raises(ValueError, match=f"spans: expected those of 10 tokens on cpu, got of {tokens} on {device}"):
+            span_attention(*inputs, row, 0.2)
 
 
 @pytest.mark.parametrize("bounds", [[0, 4], [1, 9], [0, 5, 4, 9], []])

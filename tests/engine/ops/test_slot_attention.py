@@ -8,6 +8,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from engine.ops.packed_attention import packed_attention
 from engine.ops.slot_attention import slot_attention, slot_attention_reference
 
+DTYPES = [torch.bfloat16, torch.float32]
+
 
 def problem(heads: int, shared: int, size: int, dtype: torch.dtype, tokens: int = 30) -> tuple[Tensor, ...]:
     slots, capacity = 3, 150
@@ -40,12 +42,12 @@ def run(implementation: str, *arguments: Tensor | float) -> Tensor:
     return (slot_attention_reference if implementation == "reference" else slot_attention)(*arguments)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(
     ("heads", "shared", "size"), [(9, 3, 64), (14, 2, 64), (4, 4, 40), (2, 1, 128), (5, 1, 192)]
 )
 def test_agrees_with_sdpa_in_float64(
-    implementation: str, heads: int, shared: int, size: int, dtype: torch.dtype
+    implementation: str, heads: int, shared: int, size: int, dtype: torch.dtype, poisoned: None
 ) -> None:
     arguments = problem(heads, shared, size, dtype)
     got = run(implementation, *arguments, size**-0.5)
@@ -55,7 +57,56 @@ def test_agrees_with_sdpa_in_float64(
     torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=bound)
 
 
-def test_negative_positions_give_zeros(implementation: str) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_scores_of_plus_and_minus_200(implementation: str, dtype: torch.dtype, poisoned: None) -> None:
+    """Far beyond what float32 has an exponential for: all far below zero, one far above, half of them."""
+    query, keys, values, slot, position = problem(4, 2, 64, dtype)
+    query.zero_()[..., 0] = 1
+    far = torch.full((3, 150, 2), -200.0)
+    far[1, 0] = 200
+    far[2] = torch.where(torch.rand(150, 2) < 0.5, -200.0, 200.0)
+    keys[..., 0] = far
+    slot[:9], position[:9] = torch.arange(9) % 3, torch.tensor([149, 149, 149, 63, 64, 65, 1, 1, 1])
+    got = run(implementation, query, keys, values, slot, position, 1.0)
+    expected = truth(query, keys, values, slot, position, 1.0)
+    torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-5 if dtype == torch.float32 else 2.0**-8)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("where", ["query", "key", "value"])
+def test_nan_is_not_hidden(implementation: str, where: str, dtype: torch.dtype) -> None:
+    """It reaches those who read it, and leaves no trace with others."""
+    query, keys, values, slot, position = problem(6, 2, 64, dtype)
+    slot[:6], position[:6] = 1, torch.tensor([0, 19, 20, 63, 64, 149])
+    clean = run(implementation, query, keys, values, slot, position, 0.125)
+    touched = torch.zeros_like(clean, dtype=torch.bool)
+    readers = (slot == 1) & (position >= 20)
+    if where == "query":
+        query[3, 1, 5] = float("nan")
+        touched[3, 1] = True
+    elif where == "key":
+        keys[1, 20, 0, 5] = float("nan")
+        touched[readers, :3] = True
+    else:
+        values[1, 20, 0, 5] = float("nan")
+        touched[readers, :3, 5] = True
+    got = run(implementation, query, keys, values, slot, position, 0.125)
+    assert torch.equal(got.isnan(), touched)
+    assert torch.equal(got[~touched], clean[~touched])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("heads", "shared", "size"), [(9, 3, 64), (5, 1, 192)])
+def test_repeats_to_the_bit(
+    implementation: str, heads: int, shared: int, size: int, dtype: torch.dtype, two_threads: None
+) -> None:
+    arguments = problem(heads, shared, size, dtype)
+    first = run(implementation, *arguments, 0.125)
+    for _ in range(3):
+        assert torch.equal(run(implementation, *arguments, 0.125), first)
+
+
+def test_negative_positions_give_zeros(implementation: str, poisoned: None) -> None:
     query, keys, values, slot, _ = problem(9, 3, 64, torch.bfloat16)
     got = run(implementation, query, keys, values, slot, torch.full((30,), -1), 0.125)
     assert torch.equal(got, torch.zeros_like(query))
@@ -70,7 +121,7 @@ def test_reads_nothing_past_the_position(implementation: str) -> None:
     assert torch.equal(run(implementation, query, keys, values, slot, position, 0.125), before)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_a_token_does_not_depend_on_the_others(level: str, dtype: torch.dtype, two_threads: None) -> None:
     query, keys, values, slot, position = problem(9, 3, 64, dtype)
     together = slot_attention(query, keys, values, slot, position, 0.125)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from engine.ops import varlen_attention as module
-from engine.ops.packed_attention import span_attention
+from engine.ops.packed_attention import packed_attention, span_attention
+from engine.ops.spans import Places, RowSpans
 from engine.ops.varlen_attention import kernel_name, serves, varlen_attention
 
 
@@ -43,7 +44,7 @@ def test_what_the_kernel_is_given(spans: list[tuple[int, ...]], monkeypatch: pyt
     monkeypatch.setattr(module, "_kernel", lambda: kernel)
     inputs = [torch.randn(12, heads, 8, dtype=torch.float64, requires_grad=True) for heads in (4, 2, 2)]
     places = torch.tensor(spans, dtype=torch.int32)
-    got = varlen_attention(*inputs, places, 0.3)
+    got = varlen_attention(*inputs, Places.of(places, torch.device("cpu")), 0.3)
     expected = span_attention(*inputs, places, 0.3)
     torch.testing.assert_close(got, expected)
     upstream = torch.randn_like(got)
@@ -68,7 +69,7 @@ def test_flash_attn_is_called_where_it_is_installed(monkeypatch: pytest.MonkeyPa
         assert kernel_name() == "flash"
         inputs = [torch.randn(12, heads, 8, dtype=torch.float64) for heads in (4, 2, 2)]
         spans = torch.tensor([(0, 4, 0, 0), (4, 3, 0, 4), (7, 5, 1, 2)], dtype=torch.int32)
-        got = varlen_attention(*inputs, spans, 0.3)
+        got = varlen_attention(*inputs, Places.of(spans, torch.device("cpu")), 0.3)
     finally:
         module._kernel.cache_clear()
     torch.testing.assert_close(got, span_attention(*inputs, spans, 0.3))
@@ -85,7 +86,8 @@ def test_flash_attn_is_called_where_it_is_installed(monkeypatch: pytest.MonkeyPa
 def test_no_tokens_need_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_kernel", lambda: pytest.fail("called"))
     row = torch.zeros(0, 2, 8)
-    assert varlen_attention(row, row, row, torch.zeros(1, 4, dtype=torch.int32), 1.0).shape == (0, 2, 8)
+    places = Places.of(torch.zeros(1, 4, dtype=torch.int32), torch.device("cpu"))
+    assert varlen_attention(row, row, row, places, 1.0).shape == (0, 2, 8)
 
 
 def test_torch_is_called_with_names_it_knows(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -115,6 +117,29 @@ def test_on_cuda_it_agrees_with_float64(heads: int, shared: int, width: int) -> 
         assert value.is_cuda
         distance = (value.detach().double().cpu() - truth.detach()).norm() / truth.norm()
         assert distance < 1e-2
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_layers_of_a_row_do_not_wait_for_the_gpu() -> None:
+    parts = [(0, 40, 0, 0), (40, 33, 0, 40), (73, 1, 0, 40), (74, 0, 0, 0), (74, 300, 0, 0)]
+    spans = torch.tensor(parts, dtype=torch.int32)
+    inputs = [torch.randn(374, heads, 64).bfloat16().cuda().requires_grad_() for heads in (8, 2, 2)]
+    upstream, bounds = torch.ones_like(inputs[0]), torch.tensor([0, 74, 374], dtype=torch.int32)
+
+    def layers() -> tuple[Tensor, ...]:
+        row = RowSpans(spans, 374, inputs[0].device)
+        mixed = [span_attention(*inputs, row, 0.1) for _ in range(3)]
+        mixed.append(packed_attention(*inputs, bounds, 0.1))
+        return torch.autograd.grad(mixed, inputs, [upstream] * len(mixed))
+
+    layers()  # What is loaded and reserved once may wait.
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        gradients = layers()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(bool(gradient.isfinite().all()) for gradient in gradients)
 
 
 def test_the_kernel_has_a_name() -> None:
