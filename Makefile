@@ -41,7 +41,8 @@ test-all: install ## the long matrices too
 
 test-vllm: ## vLLM in an environment of its own (3 GB), the sampler's tests and a short run over it
 	$(MAKE) --no-print-directory VENV=$(VLLM_VENV) TORCH=cpu CONSTRAINTS=constraints-vllm.txt $(VLLM_VENV)/.vllm
-	$(VLLM_VENV)/bin/python -m pytest tests/engine/generate tests/end_to_end/test_vllm.py $(ARGS)
+	$(VLLM_VENV)/bin/python -m pytest tests/engine/generate tests/end_to_end/test_vllm.py \
+	  tests/tools/bench/test_vllm_generator_child.py $(ARGS)
 
 lint: install ## ruff, mypy, and the rule that imports go down only
 	$(BIN)/ruff check .

@@ -43,7 +43,7 @@ def options(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, help="a Hugging Face folder; default: the packaged model")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="compute threads of a side")
     parser.add_argument("--trl-rows", type=int, default=16, help="completions of one micro-batch of TRL's")
-    parser.add_argument("--vllm-python", default=sys.executable, help="interpreter that can import vllm")
+    parser.add_argument("--vllm-python", default=sys.executable, help="interpreter that has vllm (make test-vllm)")
     parser.add_argument("--small", action="store_true", help="a tiny model and little work: tries the harness")
     return parser.parse_args(arguments)
 

@@ -14,9 +14,7 @@ from dataclasses import dataclass, field
 
 from actors.simulation.costs import Costs
 from engine.config.schedule import InFlight
-
-PATIENCE = 8
-"""As the native sampler's: slots over slots that need keys, and steps that few of them wait."""
+from engine.generate.prefill import PATIENCE, may_wait
 
 
 @dataclass(slots=True, eq=False)
@@ -207,8 +205,7 @@ class SimulatedGenerator:
             self._copy_prompts()
             if not self._unready:
                 break
-            few = PATIENCE * len(self._unready) < len(self._open)
-            if few and self._step % PATIENCE:
+            if may_wait(len(self._unready), len(self._open), self._step):
                 break
             seconds += self._costs.prefill_pass
             self._pass()

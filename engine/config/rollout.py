@@ -86,9 +86,10 @@ class VllmConfig(Config):
     enforce_eager: bool = False
     """Neither compile nor capture CUDA graphs: starts in seconds instead of minutes, decodes slower."""
     gpu_memory_utilization: float = 0.4
-    """Share of the device's memory for one engine; the evaluator has one of its own."""
+    """Share of the device's memory for one engine, free when it starts; the evaluator has an engine of its own."""
     kv_cache_gib: float = 0.0
-    """Size of the key-value cache; 0: what the share leaves, and on a CPU what all slots need at their longest."""
+    """Size of the key-value cache; 0: what all slots need at their longest, or what the share leaves where every
+    generator and the evaluator have a GPU each."""
     max_num_batched_tokens: int = 0
     """Tokens of one pass, prefill included; 0: vLLM's own choice."""
     prefix_caching: bool = True

@@ -23,6 +23,7 @@ from engine.config.schedule import InFlight
 from engine.generate.cache import ParkedSlots, SlotTable
 from engine.generate.partial import OpenTrajectory
 from engine.generate.passes import Passes
+from engine.generate.prefill import may_wait
 from engine.generate.repetition import RepetitionWatch
 from engine.generate.sampler import Abilities, StagedWeights
 from engine.generate.slotted import Slotted
@@ -31,10 +32,6 @@ from engine.models.decoder import Decoder
 from engine.ops.sample import random_key
 from engine.records.trajectory import FinishReason
 from engine.records.work import Delivery
-
-_PATIENCE = 8
-"""A prefill pass costs the same however few rows it needs, so small ones wait: for an eighth of the slots
-to need one, but at most this many steps."""
 
 
 class NativeSampler(Slotted[int, OpenTrajectory]):
@@ -189,8 +186,7 @@ class NativeSampler(Slotted[int, OpenTrajectory]):
     def _prefill(self) -> None:
         """Prefill what is due, in passes, until at least half of the occupied slots are ready."""
         while unready := self._unready():
-            few = _PATIENCE * len(unready) < len(self._open)
-            if few and self._counts["decode_steps"] % _PATIENCE:
+            if may_wait(len(unready), len(self._open), self._counts["decode_steps"]):
                 return
             self._prefill_pass(unready)
             if 2 * len(self._table.ready()) >= len(self._open):

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+from engine.config.cluster import ClusterConfig, Placement
 from engine.config.rollout import GeneratorConfig, GeneratorKind
 from engine.config.run import RunConfig
 from engine.config.schedule import InFlight
@@ -56,7 +57,7 @@ def build_sampler(config: RunConfig, folder: str, *, slots: int, threads: int, s
         from engine.generate.vllm_sampler import VllmEngine
 
         engine = VllmEngine(folder, architecture, generator, slots=slots, context=context, stop_ids=stop_ids,
-                            seed=config.seed, threads=threads, name=name)
+                            seed=config.seed, threads=threads, name=name, alone=_gpu_each(config.cluster))
         sampler = StreamingSampler(engine, slots, context_tokens=context, vocabulary=architecture.vocab_size,
                                    stop_ids=stop_ids, repetition=rollout.repetition, seed=config.seed)
         if asleep:
@@ -71,6 +72,12 @@ def build_sampler(config: RunConfig, folder: str, *, slots: int, threads: int, s
         stop_ids=stop_ids, repetition=rollout.repetition, seed=config.seed, park=park,
         asleep=asleep,
     )
+
+
+def _gpu_each(cluster: ClusterConfig) -> bool:
+    """Whether every sampler has a GPU of its own, on which nobody else computes."""
+    asked = cluster.resources
+    return cluster.placement is Placement.disaggregated and min(asked.generator.gpus, asked.evaluator.gpus) >= 1
 
 
 def check_sampler(config: RunConfig, architecture: dict[str, Any]) -> list[str]:

@@ -152,17 +152,18 @@ def _end(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def cache_bytes(architecture: Any, config: GeneratorConfig, slots: int, context: int, on_cpu: bool) -> int | None:
-    """Bytes of the key-value cache; None leaves it to vLLM, which takes its share of the device.
+def cache_bytes(architecture: Any, config: GeneratorConfig, slots: int, context: int, alone: bool) -> int | None:
+    """Bytes of the key-value cache; None leaves it to vLLM, which takes what its share of the device leaves.
 
     Args:
         architecture: a transformers config.
         config: ``vllm.kv_cache_gib`` has the first word.
         slots: requests that decode at once.
         context: tokens of the longest request.
-        on_cpu: there vLLM's share would be one of the whole machine's memory.
+        alone: nobody else computes on the device. vLLM measures what is free there before and after it tries the
+            model, counts what others took meanwhile as its own, and ends where they gave something back.
     """
-    if config.vllm.kv_cache_gib or not on_cpu:
+    if config.vllm.kv_cache_gib or alone:
         return int(config.vllm.kv_cache_gib * 2**30) or None
     positions = (slots * -(-context // _BLOCK) + 1) * _BLOCK
     size = getattr(architecture, "head_dim", None) or architecture.hidden_size // architecture.num_attention_heads

@@ -124,7 +124,7 @@ class VllmEngine:
     """One vLLM engine; see :class:`engine.generate.token_engine.TokenEngine`."""
 
     def __init__(self, folder: str, architecture: Any, config: GeneratorConfig, *, slots: int, context: int,
-                 stop_ids: Iterable[int], seed: int, threads: int, name: str) -> None:
+                 stop_ids: Iterable[int], seed: int, threads: int, name: str, alone: bool = False) -> None:
         """Start it with weights made up.
 
         Args:
@@ -137,6 +137,7 @@ class VllmEngine:
             seed: of the engine; requests bring their own.
             threads: compute threads.
             name: of the generator, for errors.
+            alone: it has a GPU of its own, and may size its cache by what is free there.
 
         Raises:
             ActorError: it does not start.
@@ -156,7 +157,8 @@ class VllmEngine:
             max_num_batched_tokens=config.vllm.max_num_batched_tokens or None,
             enforce_eager=config.vllm.enforce_eager, enable_prefix_caching=config.vllm.prefix_caching,
             gpu_memory_utilization=config.vllm.gpu_memory_utilization, enable_sleep_mode=self._sleeps,
-            kv_cache_memory_bytes=cache_bytes(architecture, config, slots, context, current_platform.is_cpu()),
+            kv_cache_memory_bytes=cache_bytes(architecture, config, slots, context,
+                                              alone and not current_platform.is_cpu()),
             disable_log_stats=True,
             weight_transfer_config=WeightTransferConfig(backend=TRANSFER),
             worker_extension_cls=f"{__name__}.{KnowsTransfer.__name__}",

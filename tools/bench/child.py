@@ -8,11 +8,13 @@ from __future__ import annotations
 import json
 import os
 import select
+import signal
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ from engine.errors import ActorError
 
 _ROOT = Path(__file__).parents[2]
 _TAIL = 2000
+_GRACE_S = 10.0
+"""Seconds that a process has to end by itself."""
 
 
 class Child:
@@ -41,7 +45,7 @@ class Child:
         inherited = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false"}
         self._process = subprocess.Popen(
             list(command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log,
-            env=inherited | dict(environment or {}), cwd=_ROOT,
+            env=inherited | dict(environment or {}), cwd=_ROOT, start_new_session=True,
         )
         self._unread = b""
 
@@ -81,13 +85,19 @@ class Child:
         return ActorError(self.name, "one repeat", f"{what}; the end of its log:\n{tail}")
 
     def close(self) -> None:
-        """End the process; twice is harmless."""
-        if self._process.poll() is None:
-            self._process.kill()
+        """End the process and all that it started; twice is harmless."""
+        if self._log.closed:
+            return
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_GRACE_S)  # nobody asks any more: it ends by itself, and puts away what it has
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)  # and what is left: vLLM's engine outlives who is killed
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                stream.close()
+        self._process.stdout.close()
         self._log.close()
 
 

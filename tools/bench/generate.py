@@ -1,7 +1,7 @@
-"""Generation: the native sampler beside transformers and vLLM.
+"""Generation: the native sampler beside transformers, vLLM, and vLLM as our own generator.
 
 Every side turns distinct prompts into sequences of one fixed length, at temperature 1 and in bf16, prefill
-included.
+included. ``vllm_cpu`` is vLLM on its own; ``vllm_generator`` is what a run with ``generator=vllm`` samples with.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import importlib.util
 import json
 import sys
 from contextlib import ExitStack
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -22,24 +23,26 @@ from tools.bench.timing import Side, seconds_of, spread, take_turns
 from tools.bench.vllm_child import Job
 
 _DEADLINE_S = 1800.0
+_VLLM_SIDES = {"vllm_cpu": "tools.bench.vllm_child", "vllm_generator": "tools.bench.vllm_generator_child"}
 
 
 def measure(subject: Subject, repeats: int, vllm_python: str) -> dict[str, Any]:
-    """``ratio_generate_vs_transformers`` and ``ratio_generate_vs_vllm_cpu``, None where vLLM is missing."""
+    """``ratio_generate_vs_`` each other side, None for those of vLLM where it is missing."""
     sides: dict[str, Side] = {
         "perilune": _perilune_side(subject), "transformers": _transformers_side(subject)
     }
     with ExitStack() as stack:
-        if (child := _vllm_child(subject, vllm_python)) is not None:
+        children = _vllm_children(subject, vllm_python)
+        for name, child in children.items():
             stack.callback(child.close)
-            sides["vllm_cpu"] = lambda: float(child.ask()["seconds"])
+            sides[name] = partial(_seconds, child)
         times = take_turns(sides, repeats)
     found: dict[str, Any] = {f"generate_seconds_{name}": spread(values) for name, values in times.items()}
     own = found["generate_seconds_perilune"]["median"]
-    for name in ("transformers", "vllm_cpu"):
+    for name in ("transformers", *_VLLM_SIDES):
         other = found.get(f"generate_seconds_{name}")
         found[f"ratio_generate_vs_{name}"] = other["median"] / own if other else None
-    if child is None:
+    if not children:
         found["note_vllm"] = f"{vllm_python} cannot import vllm: give --vllm-python of one that can"
     return found
 
@@ -78,11 +81,15 @@ def _transformers_side(subject: Subject) -> Side:
     return lambda: seconds_of(generate)
 
 
-def _vllm_child(subject: Subject, python: str) -> Child | None:
+def _vllm_children(subject: Subject, python: str) -> dict[str, Child]:
+    """Processes by the names of their sides; none where this interpreter is meant and lacks vLLM."""
     if python == sys.executable and importlib.util.find_spec("vllm") is None:
-        return None
+        return {}
     amounts = subject.amounts
     prompts = [tokens.tolist() for tokens in subject.tokens[: amounts.sequences]]
-    job = Job(str(subject.folder), prompts, amounts.sequence_tokens, subject.threads)
-    command = [python, "-m", "tools.bench.vllm_child", json.dumps(dataclasses.asdict(job))]
-    return Child("vllm", command, _DEADLINE_S)
+    job = json.dumps(dataclasses.asdict(Job(str(subject.folder), prompts, amounts.sequence_tokens, subject.threads)))
+    return {name: Child(name, [python, "-m", module, job], _DEADLINE_S) for name, module in _VLLM_SIDES.items()}
+
+
+def _seconds(child: Child) -> float:
+    return float(child.ask()["seconds"])

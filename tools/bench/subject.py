@@ -18,6 +18,7 @@ from engine.config.model import ScratchConfig
 from engine.config.rollout import Precision, RepetitionConfig
 from engine.config.schedule import InFlight
 from engine.generate.native import NativeSampler
+from engine.generate.sampler import Sampler
 from engine.models.decoder import Decoder
 from engine.models.policy import load_network, published_tensors, save_policy, scratch_network
 from engine.models.tokenizer import PolicyTokenizer
@@ -126,8 +127,8 @@ def padded_prompts(subject: Subject, count: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def drain(sampler: NativeSampler) -> list[Delivery]:
-    """Step until every trajectory left; each step brings every one nearer to its end."""
+def drain(sampler: Sampler) -> list[Delivery]:
+    """Step until every trajectory left; each step brings them nearer to their ends."""
     deliveries = []
     while not sampler.idle:
         deliveries += sampler.step()

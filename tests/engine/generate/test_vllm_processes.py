@@ -148,7 +148,8 @@ def test_the_cache_holds_every_slot_at_its_longest() -> None:
     config = GeneratorConfig(precision=Precision.float32)
     architecture = tiny_config()  # 2 layers, 2 key-value heads of width 16
     blocks = 4 * 2 + 1
-    assert cache_bytes(architecture, config, slots=4, context=130, on_cpu=True) == blocks * 128 * 2 * 2 * 16 * 4 * 2
-    assert cache_bytes(architecture, config, slots=4, context=130, on_cpu=False) is None
+    assert cache_bytes(architecture, config, slots=4, context=130, alone=False) == blocks * 128 * 2 * 2 * 16 * 4 * 2
+    assert cache_bytes(architecture, config, slots=4, context=130, alone=True) is None
     given = GeneratorConfig(vllm=VllmConfig(kv_cache_gib=0.5))
-    assert cache_bytes(architecture, given, slots=4, context=130, on_cpu=True) == 2**29
+    for alone in (False, True):
+        assert cache_bytes(architecture, given, slots=4, context=130, alone=alone) == 2**29

@@ -19,13 +19,18 @@ import numpy as np
 import pytest
 import torch
 
+from engine.config.cluster import ActorResources, ClusterConfig, Placement, ResourcesConfig
 from engine.config.model import ModelConfig, ModelSource
 from engine.config.rollout import GeneratorConfig, GeneratorKind, Precision, RepetitionConfig, VllmConfig
+from engine.config.run import RunConfig
 from engine.config.schedule import InFlight
 from engine.errors import ActorError
 from engine.generate import vllm_processes
+from engine.generate.sampler import Sampler
+from engine.generate.samplers import build_sampler
 from engine.generate.streaming import StreamingSampler
 from engine.generate.token_engine import Arrival
+from engine.generate.vllm_processes import cache_bytes
 from engine.generate.vllm_weights import Layout, Parcel
 from engine.records.version import PolicyVersion
 from tests.engine.generate.conftest import CONTEXT, NEEDS_VLLM, SLOTS, STOPS
@@ -180,6 +185,99 @@ def test_keys_of_earlier_weights_that_were_not_dropped_end_the_engine(vllm_sampl
     assert ("resume_generation" in said) is (mode is InFlight.keep_cache)
     engine._parcel.close()
     engine._loop.close()
+
+
+class Recorder:
+    """Stands for AsyncLLM: notes what it is asked, and does nothing."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[str, dict[str, Any]]] = []
+        self.options: Any = None
+
+    def begin(self, options: Any) -> Recorder:
+        self.options = options
+        return self
+
+    def __getattr__(self, name: str) -> Any:
+        async def answer(*_: Any, **given: Any) -> bool:
+            self.said.append((name, given))
+            return True
+
+        return answer
+
+    def shutdown(self, timeout: float) -> None:
+        assert timeout > 0
+
+
+@pytest.fixture
+def recorder(vllm_sampler: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    """In vLLM's place, on a GPU."""
+    made = Recorder()
+    monkeypatch.setattr(vllm_sampler.AsyncLLM, "from_engine_args", made.begin)
+    gpu = SimpleNamespace(is_cpu=lambda: False, is_sleep_mode_available=lambda: True)
+    monkeypatch.setattr(vllm_sampler, "current_platform", gpu)
+    return made
+
+
+def built(network: Any, folder: Path, cluster: ClusterConfig) -> Sampler:
+    network.config.save_pretrained(folder)
+    config = RunConfig(generator=GeneratorConfig(kind=GeneratorKind.vllm), cluster=cluster)
+    return build_sampler(config, str(folder), slots=SLOTS, threads=1, stop_ids=STOPS, name="generator-0#1",
+                         asleep=cluster.placement is Placement.colocated)
+
+
+COLOCATED = ClusterConfig(placement=Placement.colocated)
+TAKES_WEIGHTS: dict[InFlight, list[tuple[str, dict[str, Any]]]] = {
+    mode: [
+        ("pause_generation", {"mode": "wait" if mode is InFlight.finish else "keep", "clear_cache": False}),
+        ("start_weight_update", {}), ("update_weights", {}), ("finish_weight_update", {"weight_version": "0.1"}),
+        *([] if mode is InFlight.keep_cache else [("reset_prefix_cache", {"reset_running_requests": True})]),
+        ("resume_generation", {}),
+    ]
+    for mode in InFlight
+}
+
+
+@pytest.mark.parametrize("mode", list(InFlight))
+def test_who_was_asleep_wakes_then_takes_weights_then_samples(
+    recorder: Recorder, wide_networks: list[Any], tmp_path: Path, mode: InFlight
+) -> None:
+    sampler, asleep, said = built(wide_networks[0], tmp_path, COLOCATED), ("sleep", {"level": 2}), recorder.said
+    assert recorder.options.enable_sleep_mode
+    assert said == [asleep], "it is born asleep"
+    with pytest.raises(AssertionError, match="weights came to a sleeping sampler"):
+        sampler.swap(staged(wide_networks[0], 1), mode)
+    for _ in range(2):
+        said.clear()
+        sampler.wake()
+        sampler.wake()
+        sampler.submit([ask(0, random_prompt(0, 9), 4)])
+        assert sampler.step() == []
+        assert said == [("wake_up", {})], "nothing is asked of weights that are made up"
+        sampler.cut_all()
+        sampler.swap(staged(wide_networks[0], 1), mode)
+        assert said[1:] == TAKES_WEIGHTS[mode]
+        sampler.sleep()
+        sampler.sleep()
+        assert said[1 + len(TAKES_WEIGHTS[mode]):] == [asleep]
+    sampler.close()
+
+
+def test_on_a_gpu_that_others_use_vllm_does_not_measure_what_is_free(
+    recorder: Recorder, wide_networks: list[Any], tmp_path: Path
+) -> None:
+    whole = ActorResources(gpus=1.0)
+    each = ResourcesConfig(generator=whole, evaluator=whole)
+    sizes = {}
+    for name, cluster in {
+        "each": ClusterConfig(resources=each), "turns": COLOCATED, "node": ClusterConfig(),
+        "evaluator anywhere": ClusterConfig(resources=replace(each, evaluator=ActorResources())),
+    }.items():
+        built(wide_networks[0], tmp_path, cluster).close()
+        sizes[name] = recorder.options.kv_cache_memory_bytes
+    context = RunConfig().rollout.max_prompt_tokens + RunConfig().rollout.max_response_tokens
+    needed = cache_bytes(wide_networks[0].config, GeneratorConfig(), SLOTS, context, alone=False)
+    assert sizes == {"each": None, "turns": needed, "node": needed, "evaluator anywhere": needed}
 
 
 def test_an_engine_that_does_not_come_up_in_time_is_given_up(

@@ -10,8 +10,11 @@ from tools.bench.subject import Subject
 
 
 class FakeVllm:
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+
     def ask(self) -> dict[str, Any]:
-        return {"seconds": 1e9, "tokens": 24}
+        return {"seconds": self._seconds, "tokens": 24}
 
     def close(self) -> None:
         pass
@@ -24,19 +27,22 @@ def test_generation_is_set_against_transformers(subject: Subject) -> None:
     assert found["ratio_generate_vs_transformers"] == pytest.approx(other["median"] / own["median"])
 
 
-def test_vllm_is_a_side_where_it_can_be_imported(
+def test_vllm_alone_and_as_our_generator_are_sides_where_it_can_be_imported(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "_vllm_child", lambda *_: FakeVllm())
+    sides = {"vllm_cpu": FakeVllm(1e9), "vllm_generator": FakeVllm(2e9)}
+    monkeypatch.setattr(generate, "_vllm_children", lambda *_: sides)
     found = generate.measure(subject, 1, "python-with-vllm")
     assert found["ratio_generate_vs_vllm_cpu"] > 1
+    assert found["ratio_generate_vs_vllm_generator"] == pytest.approx(2 * found["ratio_generate_vs_vllm_cpu"])
     assert "note_vllm" not in found
 
 
 def test_without_vllm_there_is_no_ratio_and_it_is_said(
     subject: Subject, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(generate, "_vllm_child", lambda *_: None)
+    monkeypatch.setattr(generate, "_vllm_children", lambda *_: {})
     found = generate.measure(subject, 1, sys.executable)
     assert found["ratio_generate_vs_vllm_cpu"] is None
+    assert found["ratio_generate_vs_vllm_generator"] is None
     assert "--vllm-python" in found["note_vllm"]
