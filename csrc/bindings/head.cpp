@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -85,9 +86,10 @@ Tensor scattered(const Tensor& gradient, const Tensor& hidden, const std::option
   return out;
 }
 
-// Through the library's products, a few thousand rows of the vocabulary at a time.
+// Through the library's products, a few thousand rows of the vocabulary at a time; autocast does not shorten them.
 void by_products(const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& statistics,
                  Tensor* d_hidden, Tensor* d_weight) {
+  c10::impl::ExcludeDispatchKeyGuard whole_digits(c10::autocast_dispatch_keyset);
   Tensor dense = hidden.contiguous();
   for (int64_t start = 0; start < weight.size(0); start += kRowsOfProduct) {
     Tensor rows = weight.narrow(0, start, std::min(kRowsOfProduct, weight.size(0) - start));

@@ -159,12 +159,18 @@ def test_gradients_of_rows_listed_often_repeat(dtype: torch.dtype) -> None:
 
 
 def test_neither_tf32_nor_autocast_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = problem(40, 1000, 96, torch.float32)
-    plain = token_logprob(*arguments)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    hidden, weight, *rest = problem(40, 1000, 96, torch.float32)
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+    plain = token_logprob(*leaves, *rest)
+    plain += torch.autograd.grad(plain[0].sum(), leaves)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        shortened = token_logprob(*arguments)
-    for values, expected in zip(shortened, plain, strict=True):
+        uncast = token_logprob(*leaves, *rest)
+        uncast += torch.autograd.grad(uncast[0].sum(), leaves)
+    for values, expected in zip(uncast, plain, strict=True):
+        assert torch.equal(values, expected)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    shortened = token_logprob(*leaves, *rest)
+    for values, expected in zip(shortened, plain[:3], strict=True):
         assert torch.equal(values, expected)
 
 

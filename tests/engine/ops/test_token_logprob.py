@@ -131,6 +131,15 @@ def test_gradients(
         assert (ours.double() - exact).norm() <= bound * exact.norm()
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_autocast_changes_no_bit(cpu_level: str, dtype: torch.dtype) -> None:
+    arguments = problem((33, 1000, 96), dtype)
+    plain = gradients(token_logprob, *arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for got, expected in zip(gradients(token_logprob, *arguments), plain, strict=True):
+            assert torch.equal(got, expected)
+
+
 @pytest.mark.parametrize(
     ("dtype", "other", "bound"),
     [(torch.bfloat16, 98.0, 4e-3), (torch.float32, 98.0, 2e-3), (torch.float32, 100.0, 2e-4)],
