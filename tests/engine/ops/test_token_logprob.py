@@ -6,6 +6,7 @@ from torch import Tensor
 
 from engine.ops import head_gradient
 from engine.ops import token_logprob as module
+from engine.ops.sample import sample
 from engine.ops.token_logprob import token_logprob, token_logprob_reference
 
 SHAPES = [(0, 151, 64), (1, 151, 64), (15, 1000, 96), (17, 1000, 100), (33, 2077, 576)]
@@ -55,6 +56,21 @@ def test_large_logits(implementation: str, dtype: torch.dtype) -> None:
     results = run(implementation, hidden, weight, target, scale)
     for got, expected in zip(results, truth(hidden, weight, target, scale), strict=True):
         torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_token_is_more_than_certain(level: str, dtype: torch.dtype) -> None:
+    """Targets of nearly all the mass; above 0, the gradient of their own logits would have the wrong sign."""
+    hidden, weight, _, scale = problem((40, 2000, 64), dtype, spread=0.4)
+    target = torch.randperm(2000)[:40]
+    weight[target] = (hidden.float() * 1.3).to(dtype)
+    logprob, *_ = token_logprob(hidden, weight, target, scale)
+    assert bool((logprob <= 0).all())
+    exact, *_ = truth(hidden, weight, target, scale)
+    torch.testing.assert_close(logprob.double(), exact, atol=1e-5 if level == "cuda" else 5e-7, rtol=1e-4)
+    token, drawn = sample(hidden, weight, 1 / scale, target, target)
+    assert torch.equal(token, target)
+    assert bool((drawn <= 0).all())
 
 
 def test_strided_hidden_and_shared_temperature(level: str) -> None:
