@@ -337,6 +337,14 @@ def test_slots_longer_than_a_span(heads: int, shared: int, size: int, dtype: tor
     assert torch.equal(slot_attention(query[one], keys, values, slot[one], position[one], 0.125), got[one])
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_cache_without_a_place(dtype: torch.dtype, poisoned: None) -> None:
+    cache, slot = torch.zeros(2, 0, 2, 32, dtype=dtype), torch.tensor([0, 1])
+    got = slot_attention(torch.randn(2, 4, 32).to(dtype), cache, cache, slot, torch.tensor([-1, 0]), 0.2)
+    assert got[0].count_nonzero() == 0
+    assert got[1].isnan().all()
+
+
 def test_places_out_of_range_are_nan_and_write_nothing() -> None:
     query, (keys, values) = torch.randn(4, 4, 32), torch.randn(2, 3, 10, 2, 32)
     slot, position = torch.tensor([0, 3, -1, 2]), torch.tensor([9, 1, 1, 10])
