@@ -16,6 +16,7 @@
 #include "../ops/sample.h"
 #include "../ops/slot_attention.h"
 #include "../ops/token_logprob.h"
+#include "head.h"
 
 namespace {
 
@@ -54,6 +55,7 @@ std::tuple<Tensor, Tensor, Tensor> token_logprob(const Tensor& hidden, const Ten
                                                  const Tensor& scale, bool want_entropy) {
   Tensor x = with_unit_stride(hidden), w = weight.contiguous(), y = target.contiguous(), s = scale.contiguous();
   check_range(y, "target", 0, w.size(0));
+  perilune::check_scale(s);
   auto options = hidden.options().dtype(at::kFloat);
   Tensor logprob = at::empty({x.size(0)}, options), entropy = at::empty_like(logprob), lse = at::empty_like(logprob);
   perilune::token_logprob(head_of(x, w), y.const_data_ptr<int64_t>(), s.const_data_ptr<float>(),

@@ -16,6 +16,7 @@
 
 #include "../ops/head_gradient.h"
 #include "../ops/token_logprob.h"
+#include "head.h"
 
 namespace {
 
@@ -54,6 +55,7 @@ std::tuple<Tensor, Tensor, Tensor> token_logprob_rows(const Tensor& hidden, cons
   Tensor chosen = rows.contiguous();
   check_range(chosen, "rows", x.size(0));
   check_range(y, "target", w.size(0));
+  perilune::check_scale(s);
   auto options = hidden.options().dtype(at::kFloat);
   Tensor logprob = at::empty({y.size(0)}, options), entropy = at::empty_like(logprob), lse = at::empty_like(logprob);
   perilune::token_logprob(head_of(x, w, chosen), y.const_data_ptr<int64_t>(), s.const_data_ptr<float>(),

@@ -8,6 +8,7 @@
 #include <tuple>
 
 #include "../ops/logits_logprob.h"
+#include "head.h"
 
 namespace {
 
@@ -30,6 +31,7 @@ void check_targets(const Tensor& target, int64_t vocabulary) {
 std::tuple<Tensor, Tensor, Tensor> logits_logprob(const Tensor& logits, const Tensor& target, const Tensor& scale) {
   Tensor z = logits.stride(1) == 1 ? logits : logits.contiguous(), y = target.contiguous(), s = scale.contiguous();
   check_targets(y, z.size(1));
+  perilune::check_scale(s);
   Tensor logprob = at::empty({z.size(0)}, s.options()), entropy = at::empty_like(logprob);
   Tensor lse = at::empty_like(logprob);
   perilune::logits_logprob(logits_of(z), y.const_data_ptr<int64_t>(), s.const_data_ptr<float>(),

@@ -85,6 +85,9 @@ __device__ inline void store_some(T* to, int64_t left, const float (&from)[8]) {
     if (i < left) to[i] = narrow<T>(from[i]);
 }
 
+// NaN for a factor that is no inverse temperature.
+__device__ inline float fitting(float scale) { return scale >= 0.0f && scale < INFINITY ? scale : NAN; }
+
 __device__ inline unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }

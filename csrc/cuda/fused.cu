@@ -68,7 +68,7 @@ struct Reduce {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       int here = row + 8 * r, hit = hit_of(here, column);
-      float scale = here < tokens ? args.scale[here] : 0.0f;
+      float scale = here < tokens ? fitting(args.scale[here]) : 0.0f;
       if (whole) row_of<true>(sums, r, scale, here, column);
       else row_of<false>(sums, r, scale, here, column);
       if (hit >= 0) {

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (first >= block.columns) return;
   int count = int(min(kSlab, block.columns - first));
   const float* logits = block.logits + row * block.pitch + first;
-  float scale = block.scale[row], values[32], maximum = kLowest;
+  float scale = fitting(block.scale[row]), values[32], maximum = kLowest;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     int at = (i * 32 + lane) * 4;

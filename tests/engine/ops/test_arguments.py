@@ -9,7 +9,7 @@ import torch
 
 import engine.ops.gated_silu  # noqa: F401 - registers its op
 from engine.ops import extension, packed_rows, segments
-from engine.ops.arguments import describe, expect, expect_device, expect_no_graph, expect_range
+from engine.ops.arguments import describe, expect, expect_device, expect_no_graph, expect_range, fitting_scale
 from engine.ops.logits_logprob import logits_logprob
 from engine.ops.packed_attention import packed_attention, span_attention
 from engine.ops.policy_gradient import policy_gradient
@@ -33,6 +33,15 @@ def test_range() -> None:
     expect_range(torch.zeros(0), "x", 0, 5)
     with pytest.raises(ValueError, match=r"x: expected values in 0\.\.4, got 0\.\.5"):
         expect_range(torch.tensor([0, 5]), "x", 0, 5)
+
+
+def test_scale() -> None:
+    fits = torch.tensor([0.0, 1.5])
+    assert fitting_scale(fits) is fits
+    with pytest.raises(ValueError, match=r"inverse_temperature: expected finite values of at least 0, got -2\.0"):
+        fitting_scale(torch.tensor([1.0, -2.0, torch.inf]))
+    elsewhere = fitting_scale(torch.ones(3, device="meta"))
+    assert elsewhere.device.type == "meta"
 
 
 def test_a_tensor_of_another_device_is_named() -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from engine.ops import extension
 from engine.ops.gated_silu import gated_silu
+from engine.ops.logits_logprob import logits_logprob
 from engine.ops.rms_norm import rms_norm
 from engine.ops.rotary import rotate_and_store
 from engine.ops.sample import gumbel_noise, sample
@@ -125,6 +126,16 @@ def test_a_target_out_of_range_is_nan_and_reads_nothing() -> None:
     assert gradient.isnan().any(1).tolist() == [False, True, False, True, False]
     assert logprob.isnan().tolist() == [False, True, False, True, False]
     assert bool(entropy.isfinite().all() and lse.isfinite().all())
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_no_temperature_is_nan(dtype: torch.dtype) -> None:
+    hidden, weight, target, scale = problem(5, 151, 64, dtype)
+    scale[1], scale[3], scale[4] = -1.0, float("inf"), float("nan")
+    for results in (token_logprob(hidden, weight, target, scale), logits_logprob(hidden @ weight.T, target, scale)):
+        for values in results:
+            assert values.isnan().tolist() == [False, True, False, True, True]
 
 
 @pytest.mark.usefixtures("way")

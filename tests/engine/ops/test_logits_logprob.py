@@ -233,6 +233,9 @@ def test_opcheck(dtype: torch.dtype) -> None:
         ({"target": torch.full((5,), 40)}, r"target: expected values in 0\.\.39, got .*40"),
         ({"target": torch.full((5,), -1)}, r"target: expected values in 0\.\.39, got -1"),
         ({"inverse_temperature": torch.ones(3)}, r"inverse_temperature: expected \[5\] or \[1\]"),
+        *(({"inverse_temperature": torch.tensor([bad]), "logits": torch.zeros(5, 40, dtype=dtype)},
+           f"inverse_temperature: expected finite values of at least 0, got {bad}")
+          for bad in (-0.5, float("inf"), float("nan")) for dtype in (torch.float32, torch.float64)),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Tensor], said: str) -> None:

@@ -317,6 +317,18 @@ def test_only_the_gradient_that_is_asked_for(level: str) -> None:
         assert parts[1 - which].shape == (0, 96)
 
 
+SCALE = "inverse_temperature: expected finite values of at least 0, got "
+
+
+@pytest.mark.parametrize("bad", [-0.5, float("inf"), float("nan")])
+def test_reference_refuses_what_is_no_temperature(bad: float) -> None:
+    hidden, weight, target, _ = problem((5, 40, 32), torch.float64)
+    with pytest.raises(ValueError, match=f"{SCALE}{bad}"):
+        token_logprob(hidden, weight, target, torch.tensor([bad]))
+    with pytest.raises(ValueError, match=f"{SCALE}{bad}"):
+        token_logprob_reference(hidden.float(), weight.float(), target, torch.tensor([bad]))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -334,6 +346,8 @@ def test_only_the_gradient_that_is_asked_for(level: str) -> None:
         ({"rows": torch.zeros(4, dtype=torch.int64)}, r"target: expected \[4\] int64, got \[5\] int64"),
         ({"inverse_temperature": torch.ones(3)}, r"inverse_temperature: expected \[5\] or \[1\]"),
         ({"inverse_temperature": torch.ones(5).double()}, "inverse_temperature: expected .*float32"),
+        *((change | {"inverse_temperature": torch.tensor([1.0, bad, 1, 1, 1])}, f"{SCALE}{bad}")
+          for bad in (-0.5, float("inf"), float("nan")) for change in ({}, {"rows": torch.arange(5)})),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Tensor], said: str) -> None:
