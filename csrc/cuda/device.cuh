@@ -112,6 +112,17 @@ __device__ inline double warp_max(double value) {
   return value;
 }
 
+// Over the four lanes that share a row of a product.
+__device__ inline float quad_max(float value) {
+  value = fmaxf(value, __shfl_xor_sync(kWarp, value, 1));
+  return fmaxf(value, __shfl_xor_sync(kWarp, value, 2));
+}
+
+__device__ inline float quad_sum(float value) {
+  value += __shfl_xor_sync(kWarp, value, 1);
+  return value + __shfl_xor_sync(kWarp, value, 2);
+}
+
 // From here on the next kernel of the stream may start, if it was launched to follow; it waits in follow().
 __device__ inline void let_follow() {
 #if __CUDA_ARCH__ >= 900

@@ -6,16 +6,6 @@ namespace perilune {
 namespace cuda {
 namespace {
 
-__device__ inline float quad_max(float value) {
-  value = fmaxf(value, __shfl_xor_sync(kWarp, value, 1));
-  return fmaxf(value, __shfl_xor_sync(kWarp, value, 2));
-}
-
-__device__ inline float quad_sum(float value) {
-  value += __shfl_xor_sync(kWarp, value, 1);
-  return value + __shfl_xor_sync(kWarp, value, 2);
-}
-
 // Rows are tokens, columns vocabulary entries. Four lanes share a row of a tile: one slab.
 template <bool keeps>
 struct Reduce {
