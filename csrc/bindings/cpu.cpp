@@ -16,33 +16,15 @@
 #include "../ops/sample.h"
 #include "../ops/slot_attention.h"
 #include "../ops/token_logprob.h"
+#include "tensors.h"
 
 namespace {
 
 using at::Tensor;
-using perilune::Dtype;
-
-Dtype dtype_of(const Tensor& tensor, const char* argument) {
-  if (tensor.scalar_type() == at::kBFloat16) return Dtype::bfloat16;
-  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kFloat, argument, ": expected bfloat16 or float32, got ",
-                    tensor.scalar_type());
-  return Dtype::float32;
-}
-
-Tensor with_unit_stride(const Tensor& tensor) { return tensor.stride(1) == 1 ? tensor : tensor.contiguous(); }
-
-// The tensors must outlive the result.
-perilune::Head head_of(const Tensor& hidden, const Tensor& weight) {
-  return {hidden.const_data_ptr(), weight.const_data_ptr(), hidden.stride(0), hidden.size(0), hidden.size(1),
-          weight.size(0), dtype_of(hidden, "hidden")};
-}
-
-void check_range(const Tensor& values, const char* argument, int64_t low, int64_t high) {
-  const int64_t* data = values.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < values.numel(); ++i)
-    TORCH_CHECK_VALUE(data[i] >= low && data[i] < high, argument, ": expected values in ", low, "..", high - 1,
-                      ", got ", data[i]);
-}
+using perilune::check_range;
+using perilune::dtype_of;
+using perilune::head_of;
+using perilune::with_unit_stride;
 
 void check_below(const Tensor& values, const char* argument, int64_t high) {
   const int64_t* data = values.const_data_ptr<int64_t>();
@@ -53,7 +35,8 @@ void check_below(const Tensor& values, const char* argument, int64_t high) {
 std::tuple<Tensor, Tensor, Tensor> token_logprob(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                                  const Tensor& scale, bool want_entropy) {
   Tensor x = with_unit_stride(hidden), w = weight.contiguous(), y = target.contiguous(), s = scale.contiguous();
-  check_range(y, "target", 0, w.size(0));
+  check_range(y, "target", w.size(0));
+  perilune::check_scale(s);
   auto options = hidden.options().dtype(at::kFloat);
   Tensor logprob = at::empty({x.size(0)}, options), entropy = at::empty_like(logprob), lse = at::empty_like(logprob);
   perilune::token_logprob(head_of(x, w), y.const_data_ptr<int64_t>(), s.const_data_ptr<float>(),
@@ -92,7 +75,7 @@ Tensor slot_attention(const Tensor& query, const Tensor& key_cache, const Tensor
                       const Tensor& position, double scale) {
   Tensor q = query.contiguous(), keys = key_cache.contiguous(), values = value_cache.contiguous();
   Tensor slots = slot.contiguous(), positions = position.contiguous();
-  check_range(slots, "slot", 0, keys.size(0));
+  check_range(slots, "slot", keys.size(0));
   check_below(positions, "position", keys.size(1));
   TORCH_CHECK_VALUE(q.size(2) <= perilune::kLargestHeadSize, "query: expected heads of at most ",
                     perilune::kLargestHeadSize, " values, got ", q.size(2));
@@ -128,7 +111,7 @@ Tensor rotate_and_store(const Tensor& fused, const Tensor& cosine, const Tensor&
                         const Tensor& position, const Tensor& key_cache, const Tensor& value_cache) {
   Tensor x = fused.contiguous(), cosines = cosine.contiguous(), sines = sine.contiguous();
   Tensor slots = slot.contiguous(), positions = position.contiguous();
-  check_range(slots, "slot", 0, key_cache.size(0));
+  check_range(slots, "slot", key_cache.size(0));
   check_below(positions, "position", key_cache.size(1));
   int64_t shared = key_cache.size(2), heads = x.size(1) - 2 * shared, size = x.size(2);
   Tensor query = at::empty({x.size(0), heads, size}, x.options());

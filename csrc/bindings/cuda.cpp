@@ -13,7 +13,7 @@ namespace {
 
 using at::Tensor;
 using perilune::Call;
-using perilune::cuda_dtype_of;
+using perilune::dtype_of;
 namespace cuda = perilune::cuda;
 
 Tensor slot_attention(const Tensor& query, const Tensor& key_cache, const Tensor& value_cache, const Tensor& slot,
@@ -28,7 +28,7 @@ Tensor slot_attention(const Tensor& query, const Tensor& key_cache, const Tensor
   perilune::SlotAttention args = {q.const_data_ptr(), keys.const_data_ptr(), values.const_data_ptr(),
                         slots.const_data_ptr<int64_t>(), positions.const_data_ptr<int64_t>(), out.mutable_data_ptr(),
                         q.size(0), q.size(1), keys.size(2), q.size(2), keys.size(1), float(scale),
-                        cuda_dtype_of(query, "query")};
+                        dtype_of(query, "query")};
   Tensor workspace = at::empty({cuda::attention_workspace(args)}, q.options().dtype(at::kFloat));
   Call::check(cuda::slot_attention(args, keys.size(0), workspace.mutable_data_ptr<float>(), call.stream()),
               "slot_attention");
@@ -39,7 +39,7 @@ Tensor rms_norm(const Tensor& hidden, const Tensor& weight, double epsilon) {
   Call call({{"hidden", hidden}, {"weight", weight}});
   Tensor x = hidden.contiguous(), w = weight.contiguous(), out = at::empty(x.sizes(), x.options());
   Call::check(cuda::rms_norm({x.const_data_ptr(), nullptr, w.const_data_ptr(), nullptr, out.mutable_data_ptr(),
-                              x.numel() / w.size(0), w.size(0), float(epsilon), cuda_dtype_of(x, "hidden")},
+                              x.numel() / w.size(0), w.size(0), float(epsilon), dtype_of(x, "hidden")},
                              call.stream()), "rms_norm");
   return out;
 }
@@ -51,7 +51,7 @@ std::tuple<Tensor, Tensor> add_rms_norm(const Tensor& hidden, const Tensor& upda
   Tensor sum = at::empty(x.sizes(), x.options()), out = at::empty(x.sizes(), x.options());
   Call::check(cuda::rms_norm({x.const_data_ptr(), y.const_data_ptr(), w.const_data_ptr(), sum.mutable_data_ptr(),
                               out.mutable_data_ptr(), x.numel() / w.size(0), w.size(0), float(epsilon),
-                              cuda_dtype_of(x, "hidden")},
+                              dtype_of(x, "hidden")},
                              call.stream()), "add_rms_norm");
   return {sum, out};
 }
@@ -68,7 +68,7 @@ Tensor rotate_and_store(const Tensor& fused, const Tensor& cosine, const Tensor&
                                       slots.const_data_ptr<int64_t>(), positions.const_data_ptr<int64_t>(),
                                       key_cache.mutable_data_ptr(), value_cache.mutable_data_ptr(),
                                       query.mutable_data_ptr(), x.size(0), heads, shared, size, key_cache.size(1),
-                                      cuda_dtype_of(x, "fused")},
+                                      dtype_of(x, "fused")},
                                      key_cache.size(0), call.stream()), "rotate_and_store");
   return query;
 }
@@ -78,7 +78,7 @@ Tensor gated_silu(const Tensor& gate_up) {
   Tensor x = gate_up.contiguous();
   Tensor out = at::empty({x.size(0), x.size(1) / 2}, x.options());
   Call::check(cuda::gated_silu({x.const_data_ptr(), out.mutable_data_ptr(), out.size(0), out.size(1),
-                                cuda_dtype_of(x, "gate_up")},
+                                dtype_of(x, "gate_up")},
                                call.stream()), "gated_silu");
   return out;
 }

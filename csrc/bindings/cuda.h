@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "../cuda/launch.h"
+#include "tensors.h"
 
 namespace perilune {
 
@@ -55,12 +56,5 @@ class Call {
   c10::impl::ExcludeDispatchKeyGuard plain_;
   cuda::Stream stream_;
 };
-
-inline Dtype cuda_dtype_of(const Tensor& tensor, const char* argument) {
-  if (tensor.scalar_type() == at::kBFloat16) return Dtype::bfloat16;
-  TORCH_CHECK_VALUE(tensor.scalar_type() == at::kFloat, argument, ": expected bfloat16 or float32, got ",
-                    tensor.scalar_type());
-  return Dtype::float32;
-}
 
 }  // namespace perilune

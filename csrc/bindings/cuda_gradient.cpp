@@ -16,7 +16,7 @@ constexpr int64_t kProductLogits = 1 << 25;  // of one product by the library
 Tensor logit_gradient(const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& statistics,
                       int64_t start) {
   Call call({{"hidden", hidden}, {"weight", weight}, {"target", target}, {"statistics", statistics}});
-  Dtype dtype = cuda_dtype_of(hidden, "hidden");
+  Dtype dtype = dtype_of(hidden, "hidden");
   bool fused = fused_takes(hidden);
   Tensor x = settled(hidden, fused), w = settled(weight, fused);
   Tensor y = target.contiguous(), columns = statistics.contiguous();
@@ -50,12 +50,12 @@ Tensor logit_gradient(const Tensor& hidden, const Tensor& weight, const Tensor& 
 
 cuda::Logits logits_of(const Tensor& logits, const Tensor& target) {
   return {logits.const_data_ptr(), logits.stride(0), logits.size(0), logits.size(1),
-          cuda_dtype_of(logits, "logits"), target.const_data_ptr<int64_t>()};
+          dtype_of(logits, "logits"), target.const_data_ptr<int64_t>()};
 }
 
 std::tuple<Tensor, Tensor, Tensor> logits_logprob(const Tensor& logits, const Tensor& target, const Tensor& scale) {
   Call call({{"logits", logits}, {"target", target}, {"scale", scale}});
-  Tensor z = logits.stride(1) == 1 ? logits : logits.contiguous(), y = target.contiguous(), s = scale.contiguous();
+  Tensor z = with_unit_stride(logits), y = target.contiguous(), s = scale.contiguous();
   Tensor logprob = at::empty({z.size(0)}, logits.options().dtype(at::kFloat));
   Tensor entropy = at::empty_like(logprob), lse = at::empty_like(logprob);
   Call::check(cuda::logits_logprob(logits_of(z, y), s.const_data_ptr<float>(), logprob.mutable_data_ptr<float>(),
@@ -66,7 +66,7 @@ std::tuple<Tensor, Tensor, Tensor> logits_logprob(const Tensor& logits, const Te
 
 Tensor logits_gradient(const Tensor& logits, const Tensor& target, const Tensor& statistics) {
   Call call({{"logits", logits}, {"target", target}, {"statistics", statistics}});
-  Tensor z = logits.stride(1) == 1 ? logits : logits.contiguous(), y = target.contiguous();
+  Tensor z = with_unit_stride(logits), y = target.contiguous();
   Tensor columns = statistics.contiguous(), out = at::empty(z.sizes(), logits.options());
   Call::check(cuda::logits_gradient(logits_of(z, y), columns.const_data_ptr<float>(), out.mutable_data_ptr(),
                                     call.stream()), "logits_gradient");

@@ -125,7 +125,7 @@ bool cuda_few_agree(const Tensor& hidden, const Tensor& weight) {
 std::tuple<Tensor, Tensor, Tensor> token_logprob(const Tensor& hidden, const Tensor& weight, const Tensor& target,
                                                  const Tensor& scale, bool want_entropy) {
   Call call({{"hidden", hidden}, {"weight", weight}, {"target", target}, {"scale", scale}});
-  cuda_dtype_of(hidden, "hidden");
+  dtype_of(hidden, "hidden");
   bool fused = fused_takes(hidden);
   Tensor x = settled(hidden, fused), w = settled(weight, fused), y = target.contiguous(), s = scale.contiguous();
   int64_t tokens = x.size(0), slabs = fused ? cuda::fused_slabs_of(w.size(0)) : cuda::slabs_of(w.size(0));
@@ -179,7 +179,7 @@ std::tuple<Tensor, Tensor> sample(const Tensor& hidden, const Tensor& weight, co
                                   const Tensor& key, const Tensor& position) {
   Call call({{"hidden", hidden}, {"weight", weight}, {"temperature", temperature}, {"key", key},
              {"position", position}});
-  cuda_dtype_of(hidden, "hidden");
+  dtype_of(hidden, "hidden");
   bool fused = fused_takes(hidden);
   Tensor x = settled(hidden, fused), w = settled(weight, fused), heat = temperature.contiguous();
   Tensor keys = key.contiguous(), positions = position.contiguous();

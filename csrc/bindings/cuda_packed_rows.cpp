@@ -19,19 +19,13 @@ using perilune::data_of;
 using perilune::dense;
 using perilune::Real;
 using perilune::real_of;
+using perilune::token_bytes;
 using perilune::cuda::Row;
 namespace cuda = perilune::cuda;
 
 // The tensor, contiguous, must outlive the result.
 Row row_of(const Tensor& cu_seqlens, int64_t tokens) {
   return {cu_seqlens.const_data_ptr<int32_t>(), cu_seqlens.size(0) - 1, tokens};
-}
-
-// Bytes of one token of [..., ...] whose first `axes` axes count tokens.
-int64_t token_bytes(const Tensor& tensor, int64_t axes) {
-  int64_t bytes = tensor.element_size();
-  for (int64_t axis = axes; axis < tensor.dim(); ++axis) bytes *= tensor.size(axis);
-  return bytes;
 }
 
 std::tuple<Tensor, Tensor> row_layout(const Tensor& cu_seqlens, int64_t total) {

@@ -5,6 +5,7 @@
 #include <ATen/ops/empty_like.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/zeros.h>
+#include <c10/core/impl/LocalDispatchKeySet.h>
 #include <torch/library.h>
 
 #include <algorithm>
@@ -15,36 +16,16 @@
 
 #include "../ops/head_gradient.h"
 #include "../ops/token_logprob.h"
+#include "tensors.h"
 
 namespace {
 
 using at::Tensor;
-using perilune::Dtype;
+using perilune::check_range;
+using perilune::head_of;
+using perilune::with_unit_stride;
 
 constexpr int64_t kRowsOfProduct = 4096;  // vocabulary rows of one library product
-
-void check_range(const Tensor& values, const char* argument, int64_t high) {
-  const int64_t* data = values.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < values.numel(); ++i)
-    TORCH_CHECK_VALUE(data[i] >= 0 && data[i] < high, argument, ": expected values in 0..", high - 1, ", got ",
-                      data[i]);
-}
-
-Tensor with_unit_stride(const Tensor& tensor) { return tensor.stride(1) == 1 ? tensor : tensor.contiguous(); }
-
-// Tokens are the entries of `rows`, or all rows of `hidden`. The tensors must outlive the result.
-perilune::Head head_of(const Tensor& hidden, const Tensor& weight, const std::optional<Tensor>& rows) {
-  TORCH_CHECK_VALUE(hidden.scalar_type() == at::kBFloat16 || hidden.scalar_type() == at::kFloat,
-                    "hidden: expected bfloat16 or float32, got ", hidden.scalar_type());
-  return {hidden.const_data_ptr(),
-          weight.const_data_ptr(),
-          hidden.stride(0),
-          rows ? rows->size(0) : hidden.size(0),
-          hidden.size(1),
-          weight.size(0),
-          hidden.scalar_type() == at::kBFloat16 ? Dtype::bfloat16 : Dtype::float32,
-          rows ? rows->const_data_ptr<int64_t>() : nullptr};
-}
 
 std::tuple<Tensor, Tensor, Tensor> token_logprob_rows(const Tensor& hidden, const Tensor& weight,
                                                       const Tensor& target, const Tensor& scale, const Tensor& rows,
@@ -53,6 +34,7 @@ std::tuple<Tensor, Tensor, Tensor> token_logprob_rows(const Tensor& hidden, cons
   Tensor chosen = rows.contiguous();
   check_range(chosen, "rows", x.size(0));
   check_range(y, "target", w.size(0));
+  perilune::check_scale(s);
   auto options = hidden.options().dtype(at::kFloat);
   Tensor logprob = at::empty({y.size(0)}, options), entropy = at::empty_like(logprob), lse = at::empty_like(logprob);
   perilune::token_logprob(head_of(x, w, chosen), y.const_data_ptr<int64_t>(), s.const_data_ptr<float>(),
@@ -66,7 +48,7 @@ std::tuple<Tensor, Tensor, Tensor> token_logprob_rows(const Tensor& hidden, cons
 Tensor scattered(const Tensor& gradient, const Tensor& hidden, const std::optional<Tensor>& rows) {
   if (!rows) return gradient.to(hidden.scalar_type());
   const int64_t* row = rows->const_data_ptr<int64_t>();
-  std::vector<int64_t> first(size_t(hidden.size(0)), -1), kept;
+  std::vector<int64_t> first(size_t(hidden.size(0)), -1);
   float* values = gradient.mutable_data_ptr<float>();
   int64_t width = gradient.size(1);
   for (int64_t i = 0; i < gradient.size(0); ++i) {
@@ -85,14 +67,15 @@ Tensor scattered(const Tensor& gradient, const Tensor& hidden, const std::option
   return out;
 }
 
-// Through the library's products, a few thousand rows of the vocabulary at a time.
+// Through the library's products, a few thousand rows of the vocabulary at a time; autocast does not shorten them.
 void by_products(const Tensor& hidden, const Tensor& weight, const Tensor& target, const Tensor& statistics,
                  Tensor* d_hidden, Tensor* d_weight) {
+  c10::impl::ExcludeDispatchKeyGuard whole_digits(c10::autocast_dispatch_keyset);
   Tensor dense = hidden.contiguous();
   for (int64_t start = 0; start < weight.size(0); start += kRowsOfProduct) {
     Tensor rows = weight.narrow(0, start, std::min(kRowsOfProduct, weight.size(0) - start));
     Tensor gradient = at::empty({rows.size(0), dense.size(0)}, dense.options());
-    perilune::logit_gradient(head_of(dense, rows, std::nullopt), target.const_data_ptr<int64_t>(),
+    perilune::logit_gradient(head_of(dense, rows), target.const_data_ptr<int64_t>(),
                              statistics.const_data_ptr<float>(), start, gradient.mutable_data_ptr(),
                              at::get_num_threads());
     if (d_hidden) d_hidden->add_(at::mm(gradient.t(), rows).to(at::kFloat));

@@ -8,28 +8,23 @@
 #include <tuple>
 
 #include "../ops/logits_logprob.h"
+#include "tensors.h"
 
 namespace {
 
 using at::Tensor;
+using perilune::check_range;
+using perilune::with_unit_stride;
 
 perilune::Logits logits_of(const Tensor& logits) {
-  TORCH_CHECK_VALUE(logits.scalar_type() == at::kBFloat16 || logits.scalar_type() == at::kFloat,
-                    "logits: expected bfloat16 or float32, got ", logits.scalar_type());
   return {logits.const_data_ptr(), logits.stride(0), logits.size(0), logits.size(1),
-          logits.scalar_type() == at::kBFloat16 ? perilune::Dtype::bfloat16 : perilune::Dtype::float32};
-}
-
-void check_targets(const Tensor& target, int64_t vocabulary) {
-  const int64_t* data = target.const_data_ptr<int64_t>();
-  for (int64_t i = 0; i < target.numel(); ++i)
-    TORCH_CHECK_VALUE(data[i] >= 0 && data[i] < vocabulary, "target: expected values in 0..", vocabulary - 1,
-                      ", got ", data[i]);
+          perilune::dtype_of(logits, "logits")};
 }
 
 std::tuple<Tensor, Tensor, Tensor> logits_logprob(const Tensor& logits, const Tensor& target, const Tensor& scale) {
-  Tensor z = logits.stride(1) == 1 ? logits : logits.contiguous(), y = target.contiguous(), s = scale.contiguous();
-  check_targets(y, z.size(1));
+  Tensor z = with_unit_stride(logits), y = target.contiguous(), s = scale.contiguous();
+  check_range(y, "target", z.size(1));
+  perilune::check_scale(s);
   Tensor logprob = at::empty({z.size(0)}, s.options()), entropy = at::empty_like(logprob);
   Tensor lse = at::empty_like(logprob);
   perilune::logits_logprob(logits_of(z), y.const_data_ptr<int64_t>(), s.const_data_ptr<float>(),
@@ -39,9 +34,9 @@ std::tuple<Tensor, Tensor, Tensor> logits_logprob(const Tensor& logits, const Te
 }
 
 Tensor logits_gradient(const Tensor& logits, const Tensor& target, const Tensor& statistics) {
-  Tensor z = logits.stride(1) == 1 ? logits : logits.contiguous(), y = target.contiguous();
+  Tensor z = with_unit_stride(logits), y = target.contiguous();
   Tensor columns = statistics.contiguous();
-  check_targets(y, z.size(1));
+  check_range(y, "target", z.size(1));
   Tensor out = at::empty(z.sizes(), z.options());
   perilune::logits_gradient(logits_of(z), y.const_data_ptr<int64_t>(), columns.const_data_ptr<float>(),
                             out.mutable_data_ptr(), at::get_num_threads());

@@ -8,14 +8,13 @@
 #include <tuple>
 
 #include "../ops/packed_attention.h"
+#include "tensors.h"
 
 namespace {
 
 using at::Tensor;
-using perilune::Dtype;
 using perilune::Span;
-
-Tensor with_unit_stride(const Tensor& tensor) { return tensor.stride(2) == 1 ? tensor : tensor.contiguous(); }
+using perilune::with_unit_stride;
 
 perilune::Rows rows_of(const Tensor& tensor) {
   return {tensor.const_data_ptr(), tensor.stride(0), tensor.stride(1)};
@@ -43,12 +42,9 @@ void check_spans(const Tensor& spans, int64_t tokens) {
 perilune::PackedAttention attention_of(const Tensor& query, const Tensor& key, const Tensor& value,
                                        const Tensor& spans, double scale) {
   check_spans(spans, query.size(0));
-  bool half = query.scalar_type() == at::kBFloat16;
-  TORCH_CHECK_VALUE(half || query.scalar_type() == at::kFloat, "query: expected bfloat16 or float32, got ",
-                    query.scalar_type());
   return {rows_of(query), rows_of(key), rows_of(value), static_cast<const Span*>(spans.const_data_ptr()),
           spans.size(0), query.size(0), query.size(1), key.size(1), query.size(2), float(scale),
-          half ? Dtype::bfloat16 : Dtype::float32};
+          perilune::dtype_of(query, "query")};
 }
 
 std::tuple<Tensor, Tensor> packed_attention(const Tensor& query, const Tensor& key, const Tensor& value,

@@ -24,6 +24,7 @@ using perilune::data_of;
 using perilune::dense;
 using perilune::Real;
 using perilune::real_of;
+using perilune::token_bytes;
 
 // Why `segment_starts` refused.
 void refuse_segment(const Tensor& segment, int64_t segments) {
@@ -80,13 +81,6 @@ std::tuple<Tensor, Tensor> row_layout(const Tensor& cu_seqlens, int64_t total) {
   perilune::row_layout(segments, positions.mutable_data_ptr<int64_t>(),
                        segment.mutable_data_ptr<int64_t>(), at::get_num_threads());
   return {positions, segment};
-}
-
-// Bytes of one token of [..., ...] whose first `axes` axes count tokens.
-int64_t token_bytes(const Tensor& tensor, int64_t axes) {
-  int64_t bytes = tensor.element_size();
-  for (int64_t axis = axes; axis < tensor.dim(); ++axis) bytes *= tensor.size(axis);
-  return bytes;
 }
 
 Tensor pad(const Tensor& packed, const Tensor& cu_seqlens, int64_t length, double fill) {

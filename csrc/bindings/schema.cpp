@@ -1,5 +1,6 @@
-// Schemas of all ops, in one place for every device. Fake kernels, autograd and the reference that serves
-// devices without a kernel are registered from Python (engine/ops).
+// Schemas of the ops of cpu.cpp and logits.cpp, for every device; those of head.cpp, packed_rows.cpp, packed_attention.cpp
+// and ceiling.cpp stand beside them. Fake kernels, autograd and the reference that serves devices without a kernel are
+// registered from Python (engine/ops).
 #include <Python.h>
 #include <torch/library.h>
 

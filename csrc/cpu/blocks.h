@@ -30,30 +30,6 @@ static void pair_tokens(const Head& head, int64_t strip, int64_t strips, uint16_
     }
 }
 
-// out[i] lane j = in[j] lane i.
-PERILUNE_INLINE void transpose(const __m512i in[16], uint16_t* out) {
-  __m512i a[16], b[16];
-  for (int i = 0; i < 16; i += 2) {
-    a[i] = _mm512_unpacklo_epi32(in[i], in[i + 1]);
-    a[i + 1] = _mm512_unpackhi_epi32(in[i], in[i + 1]);
-  }
-  for (int i = 0; i < 16; i += 4)
-    for (int j = 0; j < 2; ++j) {
-      b[i + 2 * j] = _mm512_unpacklo_epi64(a[i + j], a[i + j + 2]);
-      b[i + 2 * j + 1] = _mm512_unpackhi_epi64(a[i + j], a[i + j + 2]);
-    }
-  // b[4 g + c] holds in its quarter q the rows 4 g.. of column 4 q + c.
-  for (int c = 0; c < 4; ++c) {
-    __m512i low0 = _mm512_shuffle_i32x4(b[c], b[4 + c], 0x44), high0 = _mm512_shuffle_i32x4(b[c], b[4 + c], 0xee);
-    __m512i low1 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0x44);
-    __m512i high1 = _mm512_shuffle_i32x4(b[8 + c], b[12 + c], 0xee);
-    _mm512_storeu_si512(out + c * 32, _mm512_shuffle_i32x4(low0, low1, 0x88));
-    _mm512_storeu_si512(out + (4 + c) * 32, _mm512_shuffle_i32x4(low0, low1, 0xdd));
-    _mm512_storeu_si512(out + (8 + c) * 32, _mm512_shuffle_i32x4(high0, high1, 0x88));
-    _mm512_storeu_si512(out + (12 + c) * 32, _mm512_shuffle_i32x4(high0, high1, 0xdd));
-  }
-}
-
 // A slice by a strip whose logits are there and whose gradients are to be formed.
 struct Formation {
   const float* logits;
@@ -129,7 +105,7 @@ static __attribute__((noinline)) void multiply_and_form(const BlockGradient& blo
       const int64_t* target = block.target + before.strip * 32 + i * kTile;
       for (int t = 0; t < kTile; ++t) hit |= uint64_t(target[t] - first) < uint64_t(kRows);
       if (hit) mend(block, before, i, pairs[i], by_row);
-      if (block.d_hidden) transpose(pairs[i], by_token + i * 512);
+      if (block.d_hidden) transpose(reinterpret_cast<const Words*>(pairs[i]), by_token + i * 512);
     }
   sums.put(c, steps);
 }

@@ -20,7 +20,8 @@ constexpr int64_t kBlockBytes = 1 << 18;
 
 int64_t up(int64_t value, int64_t step) { return (value + step - 1) / step; }
 
-// Rows of a block: its logit gradients stay in the second cache.
+// Rows of a block: 256 KiB of logit gradients by row, and as many by token, which the second cache holds. A task forms
+// 128 rows at least, so from 1024 tokens on they grow with the tokens and reach into the third.
 int64_t block_rows(int64_t strips) {
   constexpr int64_t kLeast = kTaskSlices * kRows;
   return std::clamp<int64_t>(kBlockBytes / (strips * kStrip * 2) / kLeast * kLeast, kLeast, 4 * kLeast);
@@ -53,6 +54,11 @@ bool head_gradient(const Head& head, const int64_t* target, const float* statist
   Buffer hidden(lanes * width * 2), token_pairs(lanes * width * 2);
   int64_t parts = up(head.vocabulary, part_rows), sums_size = d_hidden ? lanes * width : 0;
   Buffer sums(parts * sums_size * 4);
+  // Before the threads part: out of memory is an error here, and the end of the process there.
+  std::vector<Room> rooms;
+  rooms.reserve(size_t(threads));
+  for (int i = 0; i < threads; ++i)
+    rooms.emplace_back(rows, strips, width, d_hidden != nullptr, level.block_scratch_bytes(head.width));
 #pragma omp parallel num_threads(threads)
   {
 #pragma omp for schedule(static)
@@ -62,7 +68,11 @@ bool head_gradient(const Head& head, const int64_t* target, const float* statist
         level.pack(head, strip * kStrip + i * kTile, hidden.as<char>() + (strip * 2 + i) * bytes);
       level.pair_tokens(head, strip, strips, token_pairs.as<uint16_t>());
     }
-    Room room(rows, strips, width, d_hidden != nullptr, level.block_scratch_bytes(head.width));
+#if defined(_OPENMP)
+    const Room& room = rooms[omp_get_thread_num()];
+#else
+    const Room& room = rooms[0];
+#endif
     // No thread waits for another before the end: a neighbour that takes a core away costs no more than its time.
 #pragma omp for schedule(dynamic, 1)
     for (int64_t part = 0; part < parts; ++part) {

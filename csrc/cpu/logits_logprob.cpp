@@ -43,7 +43,8 @@ void logits_logprob(const Logits& logits, const int64_t* target, const float* sc
     else bits = static_cast<const uint32_t*>(logits.logits)[at];
     float chosen;
     std::copy_n(reinterpret_cast<const char*>(&bits), sizeof bits, reinterpret_cast<char*>(&chosen));
-    logprob[t] = float((double(chosen) * scale[t] - maximum) - std::log(sum));
+    float scaled = chosen * scale[t];  // rounded like the products that the maximum is of, so that it is none above it
+    logprob[t] = float((scaled - maximum) - std::log(sum));
     entropy[t] = float(std::log(sum) - weighted / sum);
     lse[t] = float(maximum + std::log(sum));
   }

@@ -35,10 +35,11 @@ PERILUNE_INLINE Register load_register(const float* from) {
 
 PERILUNE_INLINE void store_register(float* to, Register value) { __builtin_memcpy(to, &value, sizeof value); }
 
-// Sixteen rows of sixteen words; word i of row j becomes word j of row i.
-static void transpose(Words rows[16]) {
+// Sixteen rows of sixteen words; word i of row j becomes word j of row i. `to` may be where they stand.
+static void transpose(const Words rows[16], void* to) {
 #if PERILUNE_WIDE
-  __m512i* r = reinterpret_cast<__m512i*>(rows);
+  const __m512i* r = reinterpret_cast<const __m512i*>(rows);
+  __m512i* out = static_cast<__m512i*>(to);
   __m512i quads[4][4];  // [i][c]: columns c, c + 4, c + 8, c + 12 of rows 4i .. 4i + 3
   for (int i = 0; i < 4; ++i) {
     __m512i low0 = _mm512_unpacklo_epi32(r[4 * i], r[4 * i + 1]), high0 = _mm512_unpackhi_epi32(r[4 * i], r[4 * i + 1]);
@@ -54,17 +55,17 @@ static void transpose(Words rows[16]) {
     __m512i odd0 = _mm512_shuffle_i32x4(quads[0][c], quads[1][c], 0xdd);
     __m512i even1 = _mm512_shuffle_i32x4(quads[2][c], quads[3][c], 0x88);
     __m512i odd1 = _mm512_shuffle_i32x4(quads[2][c], quads[3][c], 0xdd);
-    r[c] = _mm512_shuffle_i32x4(even0, even1, 0x88);
-    r[4 + c] = _mm512_shuffle_i32x4(odd0, odd1, 0x88);
-    r[8 + c] = _mm512_shuffle_i32x4(even0, even1, 0xdd);
-    r[12 + c] = _mm512_shuffle_i32x4(odd0, odd1, 0xdd);
+    _mm512_storeu_si512(out + c, _mm512_shuffle_i32x4(even0, even1, 0x88));
+    _mm512_storeu_si512(out + 4 + c, _mm512_shuffle_i32x4(odd0, odd1, 0x88));
+    _mm512_storeu_si512(out + 8 + c, _mm512_shuffle_i32x4(even0, even1, 0xdd));
+    _mm512_storeu_si512(out + 12 + c, _mm512_shuffle_i32x4(odd0, odd1, 0xdd));
   }
 #else
-  uint32_t from[16][16], to[16][16];
+  uint32_t from[16][16], turned[16][16];
   __builtin_memcpy(from, rows, sizeof from);
   for (int i = 0; i < 16; ++i)
-    for (int j = 0; j < 16; ++j) to[i][j] = from[j][i];
-  __builtin_memcpy(rows, to, sizeof to);
+    for (int j = 0; j < 16; ++j) turned[i][j] = from[j][i];
+  __builtin_memcpy(to, turned, sizeof turned);
 #endif
 }
 
@@ -96,7 +97,7 @@ struct FloatMatrix {
       for (int64_t at = 0; at < width; at += 16) {
         Words block[16];
         for (int i = 0; i < 16; ++i) block[i] = (Words)take(rows[first + i], at, size);
-        transpose(block);
+        transpose(block, block);
         float* to = a + (first / kChunk * width + at) * kChunk + first % kChunk;
         for (int i = 0; i < 16; ++i) store(to + i * kChunk, (Floats)block[i]);
       }
@@ -116,7 +117,7 @@ struct FloatMatrix {
       for (int64_t at = 0; at < whole_chunks(size); at += 16, b += 256) {
         Words block[16];
         for (int i = 0; i < 16; ++i) block[i] = (Words)take(rows[first + i], at, size);
-        transpose(block);
+        transpose(block, block);
         for (int i = 0; i < 16; ++i) store(b + i * 16, (Floats)block[i]);
       }
   }
@@ -215,8 +216,8 @@ struct PairMatrix {
           even[p] = low_halves(one, two);
           odd[p] = high_halves(one, two);
         }
-        transpose(even);
-        transpose(odd);
+        transpose(even, even);
+        transpose(odd, odd);
         for (int p = 0; p < 16; ++p, a += 2 * kChunk) {
           put(a, even[p]);
           put(a + kChunk, odd[p]);
@@ -241,7 +242,7 @@ struct PairMatrix {
       for (int64_t at = 0; at < size; at += kChunk) {
         Words block[16];
         for (int i = 0; i < 16; ++i) block[i] = take_words(rows[first + i], at, size);
-        transpose(block);
+        transpose(block, block);
         for (int i = 0; i < 16; ++i, b += 32) put(b, block[i]);
       }
   }

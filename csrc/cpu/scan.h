@@ -11,16 +11,18 @@ PERILUNE_INLINE void start(TileState& state) {
   }
 }
 
-// Not inlined: scoring and drawing share these very instructions, so that their sums agree bit for bit.
+// Not inlined: scoring and drawing share these very instructions, so that their sums agree bit for bit. A product that
+// were fused with the difference would not be rounded as the maximum is: the largest would not count as exp(0), and a
+// token that is nearly certain could get a log-probability above 0.
 static __attribute__((noinline)) void accumulate(const float* c, int rows, Floats scale, TileState& state) {
-  Floats most = load(c) * scale;
-  for (int r = 1; r < rows; ++r) most = larger(most, load(c + r * 32) * scale);
+  Floats scaled[kRows], most = scaled[0] = load(c) * scale;
+  for (int r = 1; r < rows; ++r) most = larger(most, scaled[r] = load(c + r * 32) * scale);
   Floats before = load(state.maximum), maximum = larger(before, most);
   Floats shift = before - maximum, keep = exponential(shift);
   Floats old_sum = load(state.sum), old_weighted = load(state.weighted);
   Floats sum[2] = {all(0.0f), all(0.0f)}, weighted[2] = {all(0.0f), all(0.0f)};
   for (int r = 0; r < rows; ++r) {
-    Floats below = load(c + r * 32) * scale - maximum, e = exponential(below);
+    Floats below = scaled[r] - maximum, e = exponential(below);
     sum[r & 1] += e;
     weighted[r & 1] += e * below;
   }

@@ -176,7 +176,7 @@ static void turn_out(const float* strip, const float* factor, int64_t size, T* c
     for (int64_t at = 0; at < size; at += 16) {
       Words block[16];
       for (int i = 0; i < 16; ++i) block[i] = (Words)(load(strip + (at + i) * kStrip + h) * by);
-      transpose(block);
+      transpose(block, block);
       for (int i = 0; i < 16; ++i)
         if (rows[h + i]) store_some(rows[h + i] + at, (Floats)block[i], size - at);
     }

@@ -105,7 +105,8 @@ struct Pending {
   const float* scale[2];
 };
 
-// Not inlined: one copy of these instructions serves every caller, so that sums agree bit for bit.
+// Not inlined: one copy of these instructions serves every caller, so that sums agree bit for bit. Products are rounded
+// before the maximum is taken off, as in accumulate().
 static __attribute__((noinline)) void multiply_and_accumulate(const TileProduct& product, const void* packed,
                                                               int64_t tile, int64_t other, float* c,
                                                               const Pending& before, RowCopy& copy, int64_t lines) {
@@ -137,7 +138,7 @@ static __attribute__((noinline)) void multiply_and_accumulate(const TileProduct&
       if (k >= kRows / 2) continue;
       const float* z = before.logits + i * kTile + k * 2 * 32;
       Floats below[4], e[4];
-      for (int j = 0; j < 4; ++j) below[j] = load(z + j * 32) * scale[i] - maximum[i];
+      for (int j = 0; j < 4; ++j) below[j] = rounded<float>(load(z + j * 32) * scale[i]) - maximum[i];
       for (int j = 0; j < 4; ++j) e[j] = exponential(below[j]);
       sum[i] += (e[0] + e[1]) + (e[2] + e[3]);
       weighted[i] += (e[0] * below[0] + e[1] * below[1]) + (e[2] * below[2] + e[3] * below[3]);

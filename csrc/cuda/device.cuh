@@ -85,6 +85,9 @@ __device__ inline void store_some(T* to, int64_t left, const float (&from)[8]) {
     if (i < left) to[i] = narrow<T>(from[i]);
 }
 
+// NaN for a factor that is no inverse temperature.
+__device__ inline float fitting(float scale) { return scale >= 0.0f && scale < INFINITY ? scale : NAN; }
+
 __device__ inline unsigned shared_address(const void* pointer) {
   return static_cast<unsigned>(__cvta_generic_to_shared(pointer));
 }
@@ -107,6 +110,17 @@ __device__ inline double warp_max(double value) {
 #pragma unroll
   for (int apart = 16; apart; apart >>= 1) value = fmax(value, __shfl_xor_sync(kWarp, value, apart));
   return value;
+}
+
+// Over the four lanes that share a row of a product.
+__device__ inline float quad_max(float value) {
+  value = fmaxf(value, __shfl_xor_sync(kWarp, value, 1));
+  return fmaxf(value, __shfl_xor_sync(kWarp, value, 2));
+}
+
+__device__ inline float quad_sum(float value) {
+  value += __shfl_xor_sync(kWarp, value, 1);
+  return value + __shfl_xor_sync(kWarp, value, 2);
 }
 
 // From here on the next kernel of the stream may start, if it was launched to follow; it waits in follow().

@@ -6,16 +6,6 @@ namespace perilune {
 namespace cuda {
 namespace {
 
-__device__ inline float quad_max(float value) {
-  value = fmaxf(value, __shfl_xor_sync(kWarp, value, 1));
-  return fmaxf(value, __shfl_xor_sync(kWarp, value, 2));
-}
-
-__device__ inline float quad_sum(float value) {
-  value += __shfl_xor_sync(kWarp, value, 1);
-  return value + __shfl_xor_sync(kWarp, value, 2);
-}
-
 // Rows are tokens, columns vocabulary entries. Four lanes share a row of a tile: one slab.
 template <bool keeps>
 struct Reduce {
@@ -68,7 +58,7 @@ struct Reduce {
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       int here = row + 8 * r, hit = hit_of(here, column);
-      float scale = here < tokens ? args.scale[here] : 0.0f;
+      float scale = here < tokens ? fitting(args.scale[here]) : 0.0f;
       if (whole) row_of<true>(sums, r, scale, here, column);
       else row_of<false>(sums, r, scale, here, column);
       if (hit >= 0) {

@@ -25,7 +25,7 @@ struct FusedHead {
 // targets into chosen; target may be null. With logits: the raw ones as well, rows `pitch` apart, from the first
 // entry of slab `first`; pitch a multiple of 2.
 struct FusedStats {
-  const float* scale;
+  const float* scale;  // [tokens], below 0 or not finite: the sums are NaN
   const int64_t* target;
   Partial* partials;
   float* chosen;

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kWarps * 32)
   if (first >= block.columns) return;
   int count = int(min(kSlab, block.columns - first));
   const float* logits = block.logits + row * block.pitch + first;
-  float scale = block.scale[row], values[32], maximum = kLowest;
+  float scale = fitting(block.scale[row]), values[32], maximum = kLowest;
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
     int at = (i * 32 + lane) * 4;
@@ -72,8 +72,9 @@ __global__ void __launch_bounds__(kWarps * 32)
   sum = warp_sum(sum);
   weighted = warp_sum(weighted);
   if (lane) return;
-  double normaliser = log(sum);
-  logprob[row] = float((chosen[row] - maximum) - normaliser);
+  double normaliser = log(sum), own = (chosen[row] - maximum) - normaliser;
+  // Products that were fused with the difference are not rounded as the maximum is: the sum may lie below 1.
+  logprob[row] = float(own > 0.0 ? 0.0 : own);
   if (entropy) entropy[row] = float(normaliser - weighted / sum);
   if (lse) lse[row] = float(maximum + normaliser);
 }

@@ -26,7 +26,7 @@ struct Draw {
 };
 
 // Logits [rows, columns] of the vocabulary entries start..start + columns - 1; `start` is a multiple of kSlab,
-// `logits` and `pitch` of 16 bytes. scale [rows] >= 0.
+// `logits` and `pitch` of 16 bytes. scale [rows], below 0 or not finite: the sums are NaN.
 struct Block {
   const float* logits;
   int64_t pitch, rows, columns, start;

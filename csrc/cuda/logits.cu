@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ Sums merged[kWarps];
   int64_t row = blockIdx.x;
   const T* logits = static_cast<const T*>(args.logits) + row * args.stride;
-  float scale = scales[row];
+  float scale = fitting(scales[row]);
   Sums sums = {kLowest, 0.0f, 0.0f};
   for (int64_t at = int64_t(threadIdx.x) * kChunk; at < args.vocabulary; at += kThreads * kChunk) {
     float values[kChunk], most = kLowest;

@@ -13,7 +13,7 @@ struct Logits {
   const int64_t* target;  // [T]; outside of 0..V-1: NaN
 };
 
-// scale [T]; results [T] in nats.
+// scale [T], below 0 or not finite: NaN; results [T] in nats.
 Failure logits_logprob(const Logits& args, const float* scale, float* logprob, float* entropy, float* lse,
                        Stream stream);
 

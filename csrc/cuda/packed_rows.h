@@ -1,5 +1,6 @@
 // Launchers of the ops on packed rows: the arguments and promises of ops/{packed_rows,segments,policy_gradient}.h, with
-// pointers into the device's memory. One launch each, and nothing waits.
+// pointers into the device's memory. One launch each, behind a memset in segment_starts, version_mask and
+// policy_gradient; nothing waits.
 //
 // Values are not looked at on the host. A segment that falls or leaves 0..T-1 gives NaN, or -1 where results are
 // integers: to sums, largest values and counts of that segment, to everything that is made by token. So do mean and

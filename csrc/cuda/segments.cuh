@@ -1,7 +1,6 @@
 // What the kernels of packed rows share: the span of a segment, the segment of a token, sums over a block.
 #pragma once
-#include <cuda_runtime.h>
-
+#include "device.cuh"
 #include "packed_rows.h"
 
 namespace perilune {
@@ -9,13 +8,6 @@ namespace cuda {
 namespace {
 
 constexpr int kThreads = 256, kWarps = kThreads / 32;
-
-inline Failure failure() {
-  cudaError_t error = cudaGetLastError();
-  return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
-}
-
-inline cudaStream_t stream_of(Stream stream) { return static_cast<cudaStream_t>(stream); }
 
 inline unsigned blocks_for(int64_t items) { return unsigned((items + kThreads - 1) / kThreads); }
 

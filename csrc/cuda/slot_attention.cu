@@ -163,8 +163,9 @@ void launch_spans(const SlotAttention& args, int64_t slots, float* workspace, St
 
 template <typename T>
 void launch(const SlotAttention& args, int64_t slots, float* workspace, Stream stream) {
-  if (by_products(args)) attend_by_products(args, slots, workspace, stream);
-  else launch_spans<T>(args, slots, workspace, stream);
+  // A cache without a place has no spans: all that is left is zeros, and NaN for a position out of range.
+  if (args.capacity && by_products(args)) attend_by_products(args, slots, workspace, stream);
+  else if (args.capacity) launch_spans<T>(args, slots, workspace, stream);
   // The merge is brought to the processors while the last spans are still at work.
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(parts(args.tokens * args.heads, kWarps));
@@ -181,7 +182,7 @@ void launch(const SlotAttention& args, int64_t slots, float* workspace, Stream s
 }  // namespace
 
 Failure slot_attention(const SlotAttention& args, int64_t slots, float* workspace, Stream stream) {
-  if (!args.tokens || !args.heads || !args.head_size || !args.capacity) return nullptr;
+  if (!args.tokens || !args.heads || !args.head_size) return nullptr;
   if (args.dtype == Dtype::bfloat16) launch<__nv_bfloat16>(args, slots, workspace, stream);
   else launch<float>(args, slots, workspace, stream);
   return failure();

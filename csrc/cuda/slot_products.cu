@@ -64,16 +64,6 @@ __device__ inline unsigned packed(float low, float high) {
                                                               << 16;
 }
 
-__device__ inline float quad_max(float value) {
-  value = fmaxf(value, __shfl_xor_sync(kWarp, value, 1));
-  return fmaxf(value, __shfl_xor_sync(kWarp, value, 2));
-}
-
-__device__ inline float quad_sum(float value) {
-  value += __shfl_xor_sync(kWarp, value, 1);
-  return value + __shfl_xor_sync(kWarp, value, 2);
-}
-
 // One block: one token, one span, up to sixteen query heads of one shared head, which meet each key once. A warp
 // takes every fourth step of sixteen keys and keeps the next ones under way; the four parts are merged in order.
 template <int kWidth, bool whole>

@@ -7,7 +7,7 @@
 
 namespace perilune {
 
-// target [T] in 0..V-1 (checked by the caller), scale [T]; results [T] in nats.
+// target [T] in 0..V-1, scale [T] finite and >= 0 (both checked by the caller); results [T] in nats.
 void token_logprob(const Head& head, const int64_t* target, const float* scale, float* logprob,
                    float* entropy, float* lse, int threads);
 

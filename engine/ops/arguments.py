@@ -39,6 +39,16 @@ def expect_range(values: Tensor, argument: str, low: int, high: int) -> None:
         expect(low <= least and most < high, argument, f"values in {low}..{high - 1}", f"{least}..{most}")
 
 
+def fitting_scale(inverse_temperature: Tensor) -> Tensor:
+    """Inverse temperatures; NaN for those below 0 or not finite, which a CPU refuses with ``ValueError``."""
+    fits = inverse_temperature.isfinite() & (inverse_temperature >= 0)
+    if inverse_temperature.device.type == "cpu":  # elsewhere to look would wait
+        if not bool(fits.all()):
+            expect(False, "inverse_temperature", "finite values of at least 0", float(inverse_temperature[~fits][0]))
+        return inverse_temperature
+    return inverse_temperature.where(fits, float("nan"))
+
+
 def expect_no_graph(op: str) -> None:
     """Raise ``RuntimeError`` in the backward of an op that has no second gradient, where one is asked for."""
     if torch.is_grad_enabled():  # torch's own decorator for this costs as much as a small kernel

@@ -14,6 +14,7 @@ environment variables steer the choice, both read at import:
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.util
 import logging
@@ -140,6 +141,17 @@ def level() -> str:
     return str(torch.ops.perilune.cpu_level()) if _available else "reference"
 
 
+def _uncast(reference: Callable[..., Any]) -> Callable[..., Any]:
+    """The reference as it is outside of ``torch.autocast``, which would shorten its products and no kernel's."""
+
+    @functools.wraps(reference)
+    def plain(*arguments: Any) -> Any:
+        with torch.autocast(arguments[0].device.type, enabled=False):
+            return reference(*arguments)
+
+    return plain
+
+
 def register(
     name: str, schema: str, reference: Callable[..., Any], fake: Callable[..., Any]
 ) -> Callable[..., Any]:
@@ -154,6 +166,6 @@ def register(
     qualified = f"perilune::{name}"
     if not _available:
         torch.library.define(qualified, schema)
-    torch.library.impl(qualified, "default", reference)
+    torch.library.impl(qualified, "default", _uncast(reference))
     torch.library.register_fake(qualified, fake)
     return getattr(torch.ops.perilune, name).default  # type: ignore[no-any-return]

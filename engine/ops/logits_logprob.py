@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect, expect_device, expect_no_graph, expect_range
+from engine.ops.arguments import expect, expect_device, expect_no_graph, expect_range, fitting_scale
 from engine.ops.extension import register
 
 
@@ -33,7 +33,7 @@ def logits_logprob(
     Args:
         logits: [T, V] bfloat16 or float32 (other floating point: by the reference).
         target: [T] int64 in 0..V-1.
-        inverse_temperature: [T] or [1] floating point, 1 / temperature of each row.
+        inverse_temperature: [T] or [1] floating point, 1 / temperature of each row, finite and at least 0.
 
     Returns:
         logprob [T], entropy [T], lse [T] in nats, float32 (float64 for float64 logits).
@@ -59,7 +59,7 @@ def logits_logprob_reference(logits: Tensor, target: Tensor, scale: Tensor) -> t
     """The readable :func:`logits_logprob`; differentiable by autograd."""
     expect_range(target, "target", 0, logits.shape[1])
     wide = torch.promote_types(logits.dtype, torch.float32)
-    scaled = logits.to(wide) * scale.to(wide)[:, None]
+    scaled = logits.to(wide) * fitting_scale(scale).to(wide)[:, None]
     lse = scaled.logsumexp(-1)
     logprobs = scaled - lse[:, None]
     # 0 times minus infinity is 0 here.

@@ -14,6 +14,7 @@ are integers.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -53,7 +54,7 @@ def pad(packed: Tensor, cu_seqlens: Tensor, length: int, fill: float = 0.0) -> T
         packed: [T, ...] of any dtype of 1, 2, 4 or 8 bytes.
         cu_seqlens: [S + 1] int32, from 0 to T, never falling.
         length: L, at least the tokens of the longest segment.
-        fill: value of the places without a token; a whole number where ``packed`` holds integers.
+        fill: value of the places without a token, one that the dtype of ``packed`` holds.
 
     Returns:
         [S, L, ...] in the dtype of ``packed``.
@@ -65,8 +66,7 @@ def pad(packed: Tensor, cu_seqlens: Tensor, length: int, fill: float = 0.0) -> T
     _expect_element("packed", packed)
     expect_cu_seqlens(cu_seqlens, packed)
     expect(length >= 0, "length", "at least 0", length)
-    whole = packed.is_floating_point() or float(fill).is_integer()
-    expect(whole, "fill", f"a whole number for {packed.dtype}", fill)
+    _expect_fill(fill, packed.dtype)
     result: Tensor = _pad_op(packed, cu_seqlens, length, float(fill))
     return result
 
@@ -107,6 +107,16 @@ def _expect_element(argument: str, tensor: Tensor) -> None:
     expect(tensor.element_size() <= 8, argument, "elements of at most 8 bytes", tensor)
 
 
+def _expect_fill(fill: float, dtype: torch.dtype) -> None:
+    if dtype.is_floating_point or dtype.is_complex:
+        fits = not math.isfinite(fill) or abs(fill) <= torch.finfo(dtype).max
+        expect(fits, "fill", f"a number that fits {dtype}", fill)
+    else:
+        held = None if dtype == torch.bool else torch.iinfo(dtype)  # all but 0 are True
+        fits = float(fill).is_integer() and (held is None or held.min <= int(float(fill)) <= held.max)
+        expect(fits, "fill", f"a whole number that fits {dtype}", fill)
+
+
 def segment_lengths(cu_seqlens: Tensor, total: int) -> Tensor:
     """Tokens of each segment, [S] int64, once their sum is known to be ``total``; reads the values."""
     starts = cu_seqlens.long()
@@ -130,7 +140,7 @@ def pad_reference(packed: Tensor, cu_seqlens: Tensor, length: int, fill: float) 
     positions, segment = row_layout_reference(cu_seqlens, packed.shape[0])
     longest = int(positions.max()) + 1 if positions.numel() else 0
     expect(longest <= length, "length", f"at least {longest}, the longest segment", length)
-    exact = fill if packed.is_floating_point() else int(fill)
+    exact = fill if packed.is_floating_point() or packed.is_complex() else int(fill)
     padded = packed.new_full((cu_seqlens.shape[0] - 1, length, *packed.shape[1:]), exact)
     return padded.index_put((segment, positions), packed)
 

@@ -54,8 +54,8 @@ def segment_max(values: Tensor, segment: Tensor | None = None, num_segments: int
                 cu_seqlens: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Largest value of each segment, and the first token that holds it; NaN is larger than all.
 
-    Differentiable for ``values`` through the first result. Takes and raises what :func:`segment_sum` does,
-    and a segment without tokens.
+    Differentiable for ``values`` through the first result; where the second is -1, no token takes a gradient. Takes
+    and raises what :func:`segment_sum` does, and a segment without tokens.
 
     Returns:
         [S] in the dtype of ``values``; [S] int64 in 0..T-1.
@@ -222,7 +222,9 @@ class _Max(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (index,) = ctx.saved_tensors
-        return gradients[0].new_zeros(ctx.tokens).scatter(0, index, gradients[0]), None
+        # -1 is no token's: it goes to one past the last, for to scatter there would end every later call on a GPU.
+        place = index.where(index >= 0, ctx.tokens)
+        return gradients[0].new_zeros(ctx.tokens + 1).scatter(0, place, gradients[0])[: ctx.tokens], None
 
 
 class _Broadcast(torch.autograd.Function):

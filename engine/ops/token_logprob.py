@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.ops.arguments import expect, expect_device, expect_no_graph, expect_range
+from engine.ops.arguments import expect, expect_device, expect_no_graph, expect_range, fitting_scale
 from engine.ops.extension import register
 from engine.ops.head_gradient import head_gradient, rows_inside
 
@@ -45,7 +45,7 @@ def token_logprob(
         hidden: [T, D] bfloat16 or float32 (float64: by the reference).
         weight: [V, D], same dtype: the output head.
         target: [N] int64 in 0..V-1, already shifted.
-        inverse_temperature: [N] or [1] float32, 1 / temperature of each token.
+        inverse_temperature: [N] or [1] float32, 1 / temperature of each token, finite and at least 0.
         rows: [N] int64 or int32 in 0..T-1, in any order; None for all rows in order, N = T.
         want_entropy: False leaves the entropies 0 and without gradient.
 
@@ -99,7 +99,7 @@ def token_logprob_reference(
     """
     expect_range(target, "target", 0, weight.shape[0])
     wide = torch.promote_types(hidden.dtype, torch.float32)
-    scale = inverse_temperature.to(wide).expand(hidden.shape[0])
+    scale = fitting_scale(inverse_temperature).to(wide).expand(hidden.shape[0])
     parts = []
     for start in range(0, max(hidden.shape[0], 1), _REFERENCE_TOKENS):
         rows = slice(start, start + _REFERENCE_TOKENS)
@@ -117,9 +117,11 @@ def _by_rows(
     hidden: Tensor, weight: Tensor, target: Tensor, scale: Tensor, rows: Tensor, want_entropy: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     inside, there = rows_inside(rows, hidden)
-    kept = scale.where(there, float("nan"))
-    result: tuple[Tensor, Tensor, Tensor] = _op(hidden.index_select(0, inside), weight, target, kept, want_entropy)
-    return result
+    logprob, entropy, lse = (
+        values.where(there, float("nan"))
+        for values in _op(hidden.index_select(0, inside), weight, target, scale, want_entropy)
+    )
+    return logprob, entropy, lse
 
 
 def _fake(

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 
+import engine.ops.gated_silu  # noqa: F401 - registers its op
 from engine.ops import extension, packed_rows, segments
-from engine.ops.arguments import describe, expect, expect_device, expect_no_graph, expect_range
+from engine.ops.arguments import describe, expect, expect_device, expect_no_graph, expect_range, fitting_scale
 from engine.ops.logits_logprob import logits_logprob
 from engine.ops.packed_attention import packed_attention, span_attention
 from engine.ops.policy_gradient import policy_gradient
@@ -32,6 +33,15 @@ def test_range() -> None:
     expect_range(torch.zeros(0), "x", 0, 5)
     with pytest.raises(ValueError, match=r"x: expected values in 0\.\.4, got 0\.\.5"):
         expect_range(torch.tensor([0, 5]), "x", 0, 5)
+
+
+def test_scale() -> None:
+    fits = torch.tensor([0.0, 1.5])
+    assert fitting_scale(fits) is fits
+    with pytest.raises(ValueError, match=r"inverse_temperature: expected finite values of at least 0, got -2\.0"):
+        fitting_scale(torch.tensor([1.0, -2.0, torch.inf]))
+    elsewhere = fitting_scale(torch.ones(3, device="meta"))
+    assert elsewhere.device.type == "meta"
 
 
 def test_a_tensor_of_another_device_is_named() -> None:
@@ -117,13 +127,13 @@ def test_spans_lie_on_the_cpu_whatever_the_default_device() -> None:
 
 def _kernels() -> dict[str, tuple[Any, ...]]:
     """Every op that has a kernel for GPUs, with tensors on the CPU as it takes them."""
-    row, few, index = torch.zeros(8), torch.zeros(2), torch.arange(8)
+    row, few, index, slot = torch.zeros(8), torch.zeros(2), torch.arange(8), torch.arange(8) % 2
     bounds = torch.tensor([0, 3, 8], dtype=torch.int32)
     hidden, weight, statistics = torch.zeros(8, 16), torch.zeros(40, 16), torch.zeros(7, 8)
     cache, angle = torch.zeros(2, 9, 2, 4), torch.zeros(9, 1, 4)
     return {
         "policy_gradient": (row, row, row, bounds, 0.1, 1.0),
-        "policy_gradient_backward": (row, row, few, bounds, None, None, None, 0.1, 1.0),
+        "policy_gradient_backward": (row, row, few, bounds, torch.ones(()), 0.1, 1.0),
         "row_layout": (bounds, 8), "pad": (row, bounds, 5, 0.0), "unpad": (torch.zeros(2, 5), bounds, 8),
         "segment_offsets": (index, 8), "segment_sum": (row, bounds, False), "segment_max": (row, bounds),
         "segment_broadcast": (few, bounds, 8), "version_mask": (index, row.bool(), bounds, 8, 1),
@@ -131,13 +141,25 @@ def _kernels() -> dict[str, tuple[Any, ...]]:
         "logit_gradient": (hidden, weight, index, statistics, 0), "logits_logprob": (hidden, index, row),
         "logits_gradient": (hidden, index, statistics), "rms_norm": (hidden, weight[0], 1e-5),
         "add_rms_norm": (hidden, hidden, weight[0], 1e-5), "gated_silu": (hidden,),
-        "slot_attention": (torch.zeros(8, 4, 4), cache, cache, index, index, 0.2),
-        "rotate_and_store": (torch.zeros(8, 8, 4), angle, angle, index, index, cache, cache),
+        "slot_attention": (torch.zeros(8, 4, 4), cache, cache, slot, index, 0.2),
+        "rotate_and_store": (torch.zeros(8, 8, 4), angle, angle, slot, index, cache, cache),
     }
 
 
+KERNELS = _kernels()
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_arguments_for_kernels_fit_their_schemas(name: str) -> None:
+    """What the test below hands to a GPU's kernel, a CPU takes: so a schema that changes shows without a GPU."""
+    results = getattr(torch.ops.perilune, name).default(*KERNELS[name])
+    for result in results if isinstance(results, tuple) else (results,):
+        assert result.device.type == "cpu"
+        assert not result.isnan().any()
+
+
 @pytest.mark.skipif(not extension.cuda_available(), reason="the kernels for GPUs are not built")
-@pytest.mark.parametrize("name", KERNELS := _kernels())
+@pytest.mark.parametrize("name", KERNELS)
 def test_kernels_for_gpus_refuse_what_lies_elsewhere(name: str) -> None:
     """Called past every check in Python, and past the choice of a kernel; it takes no GPU."""
     gpu = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)

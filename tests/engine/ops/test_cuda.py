@@ -129,6 +129,16 @@ def test_a_target_out_of_range_is_nan_and_reads_nothing() -> None:
 
 
 @pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_no_temperature_is_nan(dtype: torch.dtype) -> None:
+    hidden, weight, target, scale = problem(5, 151, 64, dtype)
+    scale[1], scale[3], scale[4] = -1.0, float("inf"), float("nan")
+    for results in (token_logprob(hidden, weight, target, scale), logits_logprob(hidden @ weight.T, target, scale)):
+        for values in results:
+            assert values.isnan().tolist() == [False, True, False, True, True]
+
+
+@pytest.mark.usefixtures("way")
 def test_rows_out_of_range_are_nan_and_touch_nothing() -> None:
     hidden, weight, *_ = problem(5, 151, 64, torch.bfloat16)
     rows, target, scale = torch.tensor([4, -1, 5, 0, 1 << 40]), torch.randint(0, 151, (5,)), torch.rand(5) + 0.5
@@ -160,12 +170,18 @@ def test_gradients_of_rows_listed_often_repeat(dtype: torch.dtype) -> None:
 
 
 def test_neither_tf32_nor_autocast_change_a_bit(monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = problem(40, 1000, 96, torch.float32)
-    plain = token_logprob(*arguments)
-    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    hidden, weight, *rest = problem(40, 1000, 96, torch.float32)
+    leaves = hidden.requires_grad_(), weight.requires_grad_()
+    plain = token_logprob(*leaves, *rest)
+    plain += torch.autograd.grad(plain[0].sum(), leaves)
     with torch.autocast("cuda", dtype=torch.bfloat16):
-        shortened = token_logprob(*arguments)
-    for values, expected in zip(shortened, plain, strict=True):
+        uncast = token_logprob(*leaves, *rest)
+        uncast += torch.autograd.grad(uncast[0].sum(), leaves)
+    for values, expected in zip(uncast, plain, strict=True):
+        assert torch.equal(values, expected)
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    shortened = token_logprob(*leaves, *rest)
+    for values, expected in zip(shortened, plain[:3], strict=True):
         assert torch.equal(values, expected)
 
 
@@ -330,6 +346,14 @@ def test_slots_longer_than_a_span(heads: int, shared: int, size: int, dtype: tor
     assert torch.equal(slot_attention(query, *moved, slot, position, 0.125), got)
     one = slice(5, 6)
     assert torch.equal(slot_attention(query[one], keys, values, slot[one], position[one], 0.125), got[one])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_cache_without_a_place(dtype: torch.dtype, poisoned: None) -> None:
+    cache, slot = torch.zeros(2, 0, 2, 32, dtype=dtype), torch.tensor([0, 1])
+    got = slot_attention(torch.randn(2, 4, 32).to(dtype), cache, cache, slot, torch.tensor([-1, 0]), 0.2)
+    assert got[0].count_nonzero() == 0
+    assert got[1].isnan().all()
 
 
 def test_places_out_of_range_are_nan_and_write_nothing() -> None:

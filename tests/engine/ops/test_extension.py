@@ -27,6 +27,12 @@ target, scale = torch.tensor([0, 1]), torch.ones(1)
 hidden.requires_grad_()
 logprob, entropy, lse = token_logprob.token_logprob(hidden, weight, target, scale)
 logprob.sum().backward()
+leaf = torch.rand(2, 32, requires_grad=True)
+def scored():
+    found = token_logprob.token_logprob(leaf, weight * leaf[0].detach(), target, scale)[0]
+    return found, torch.autograd.grad(found.sum(), leaf)[0]
+with torch.autocast("cpu", torch.bfloat16):
+    assert all(torch.equal(*pair) for pair in zip(scored(), torch.autocast("cpu", enabled=False)(scored)()))
 token, _ = sample.sample(hidden.detach(), weight, torch.ones(2), target, target)
 print(extension.level(), extension.available(), token.tolist())
 for name in ("token_logprob", "token_logprob_rows", "logit_gradient", "head_gradient", "logits_logprob",

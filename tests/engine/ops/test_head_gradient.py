@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -84,6 +88,37 @@ def test_rows_out_of_range_write_nothing_where_nobody_looks(monkeypatch: pytest.
     exact, _ = head_gradient_reference(hidden, weight, target[there], statistics[:, there], rows[there], True, True)
     torch.testing.assert_close(d_hidden, exact)
     assert bool(d_weight.isnan().all())
+
+
+LARGE = """
+import resource, sys
+from pathlib import Path
+import torch
+from engine.ops import extension, head_gradient
+extension.force_level(sys.argv[1])
+torch.set_num_threads(2)
+width = 1 << 20
+hidden, weight = torch.zeros(1, width, dtype=torch.bfloat16), torch.zeros(32, width, dtype=torch.bfloat16)
+arguments = hidden, weight, torch.zeros(1, dtype=torch.int64), torch.zeros(7, 1), None, True, False
+torch.ops.perilune.head_gradient(hidden[:, :64], weight[:, :64].contiguous(), *arguments[2:])  # the threads are there
+held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (held + (900 << 20),) * 2)
+try:
+    torch.ops.perilune.head_gradient(*arguments)
+except (MemoryError, RuntimeError) as error:
+    print("refused", error)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="no /proc")
+def test_memory_that_is_not_there_is_an_error(cpu_level: str) -> None:
+    """Each thread asks for a gigabyte of its own; to run out among the threads would end the process."""
+    if cpu_level not in ("avx512bf16", "amx"):
+        pytest.skip("the library's products serve")
+    command = [sys.executable, "-c", LARGE, cpu_level]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("refused"), ended.stdout
 
 
 def test_no_hidden_states_have_no_rows() -> None:

@@ -59,6 +59,17 @@ def test_large_and_impossible_logits(implementation: str, dtype: torch.dtype) ->
     torch.testing.assert_close(lse, torch.tensor([200.0, 200 + log_two, 200.0, 200.0]), atol=0, rtol=1e-6)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_target_is_more_than_certain(level: str, dtype: torch.dtype) -> None:
+    """Logits of 30 to 230 among those near 0: the rounding of the scaled ones may not count for the target alone."""
+    logits, _, scale = problem((400, 300), dtype)
+    logits[:, 7] = (torch.rand(400) * 200 + 30).to(dtype)
+    logprob, _, _ = logits_logprob(logits, torch.full((400,), 7), scale)
+    assert bool((logprob <= 0).all())
+    exact, *_ = truth(logits, torch.full((400,), 7), scale)
+    torch.testing.assert_close(logprob.double(), exact, atol=5e-7, rtol=1e-4)
+
+
 def test_rows_do_not_depend_on_each_other_threads_or_strides(level: str, two_threads: None) -> None:
     logits, target, scale = problem((9, 20000), torch.bfloat16)
     together = logits_logprob(logits, target, scale)
@@ -222,6 +233,9 @@ def test_opcheck(dtype: torch.dtype) -> None:
         ({"target": torch.full((5,), 40)}, r"target: expected values in 0\.\.39, got .*40"),
         ({"target": torch.full((5,), -1)}, r"target: expected values in 0\.\.39, got -1"),
         ({"inverse_temperature": torch.ones(3)}, r"inverse_temperature: expected \[5\] or \[1\]"),
+        *(({"inverse_temperature": torch.tensor([bad]), "logits": torch.zeros(5, 40, dtype=dtype)},
+           f"inverse_temperature: expected finite values of at least 0, got {bad}")
+          for bad in (-0.5, float("inf"), float("nan")) for dtype in (torch.float32, torch.float64)),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Tensor], said: str) -> None:

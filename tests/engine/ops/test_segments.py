@@ -160,6 +160,16 @@ def test_gradient_of_the_largest_goes_to_the_first(device: str) -> None:
     assert gradient.tolist() == [0.0, 0.5, 0.0, -2.0]
 
 
+def test_what_no_token_holds_takes_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The answer of a GPU to a segment without tokens, which a CPU refuses."""
+    answer = torch.tensor([3.0, NAN, 2.0, NAN]), torch.tensor([1, -1, 3, -1])
+    monkeypatch.setattr(segments, "_max_op", lambda *_: answer)
+    values = torch.tensor([1.0, 3.0, 3.0, 2.0], requires_grad=True)
+    most, _ = segment_max(values, cu_seqlens=offsets([3, 0, 1, 0]))
+    (gradient,) = torch.autograd.grad(most, values, torch.tensor([0.5, 7.0, -2.0, 9.0]))
+    assert gradient.tolist() == [0.0, 0.5, 0.0, -2.0]
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device: str) -> None:
     cu_seqlens, values = offsets([3, 4], device), torch.randn(7, device=device)
@@ -232,4 +242,10 @@ def test_what_does_not_fit_is_nan_on_a_gpu() -> None:
         assert segment_sum(ones, wrong, 5).isnan().all()
         assert segment_max(ones, wrong, 5)[1].tolist() == [-1] * 5
         assert segment_broadcast(ones[:5], wrong).isnan().all()
+        leaf = ones.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(segment_max(leaf, wrong, 5)[0].sum(), leaf)
+        assert gradient.tolist() == [0.0] * 6
     assert segment_mean(ones, cu_seqlens=offsets([0, 6], "cuda")).isnan().tolist() == [True, False]
+    most, place = segment_max(leaf, cu_seqlens=offsets([0, 6], "cuda"))
+    assert (most.isnan().tolist(), place.tolist()) == ([True, False], [-1, 0])
+    assert torch.autograd.grad(most[1], leaf)[0].tolist() == [1.0] + [0.0] * 5

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from engine.ops import head_gradient
 from engine.ops import token_logprob as module
+from engine.ops.sample import sample
 from engine.ops.token_logprob import token_logprob, token_logprob_reference
 
 SHAPES = [(0, 151, 64), (1, 151, 64), (15, 1000, 96), (17, 1000, 100), (33, 2077, 576)]
@@ -55,6 +56,21 @@ def test_large_logits(implementation: str, dtype: torch.dtype) -> None:
     results = run(implementation, hidden, weight, target, scale)
     for got, expected in zip(results, truth(hidden, weight, target, scale), strict=True):
         torch.testing.assert_close(got.double(), expected, atol=1e-5, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_no_token_is_more_than_certain(level: str, dtype: torch.dtype) -> None:
+    """Targets of nearly all the mass; above 0, the gradient of their own logits would have the wrong sign."""
+    hidden, weight, _, scale = problem((40, 2000, 64), dtype, spread=0.4)
+    target = torch.randperm(2000)[:40]
+    weight[target] = (hidden.float() * 1.3).to(dtype)
+    logprob, *_ = token_logprob(hidden, weight, target, scale)
+    assert bool((logprob <= 0).all())
+    exact, *_ = truth(hidden, weight, target, scale)
+    torch.testing.assert_close(logprob.double(), exact, atol=1e-5 if level == "cuda" else 5e-7, rtol=1e-4)
+    token, drawn = sample(hidden, weight, 1 / scale, target, target)
+    assert torch.equal(token, target)
+    assert bool((drawn <= 0).all())
 
 
 def test_strided_hidden_and_shared_temperature(level: str) -> None:
@@ -129,6 +145,15 @@ def test_gradients(
     for ours, exact in zip(got, expected, strict=True):
         assert ours.dtype == dtype
         assert (ours.double() - exact).norm() <= bound * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_autocast_changes_no_bit(cpu_level: str, dtype: torch.dtype) -> None:
+    arguments = problem((33, 1000, 96), dtype)
+    plain = gradients(token_logprob, *arguments)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        for got, expected in zip(gradients(token_logprob, *arguments), plain, strict=True):
+            assert torch.equal(got, expected)
 
 
 @pytest.mark.parametrize(
@@ -292,6 +317,18 @@ def test_only_the_gradient_that_is_asked_for(level: str) -> None:
         assert parts[1 - which].shape == (0, 96)
 
 
+SCALE = "inverse_temperature: expected finite values of at least 0, got "
+
+
+@pytest.mark.parametrize("bad", [-0.5, float("inf"), float("nan")])
+def test_reference_refuses_what_is_no_temperature(bad: float) -> None:
+    hidden, weight, target, _ = problem((5, 40, 32), torch.float64)
+    with pytest.raises(ValueError, match=f"{SCALE}{bad}"):
+        token_logprob(hidden, weight, target, torch.tensor([bad]))
+    with pytest.raises(ValueError, match=f"{SCALE}{bad}"):
+        token_logprob_reference(hidden.float(), weight.float(), target, torch.tensor([bad]))
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -309,6 +346,8 @@ def test_only_the_gradient_that_is_asked_for(level: str) -> None:
         ({"rows": torch.zeros(4, dtype=torch.int64)}, r"target: expected \[4\] int64, got \[5\] int64"),
         ({"inverse_temperature": torch.ones(3)}, r"inverse_temperature: expected \[5\] or \[1\]"),
         ({"inverse_temperature": torch.ones(5).double()}, "inverse_temperature: expected .*float32"),
+        *((change | {"inverse_temperature": torch.tensor([1.0, bad, 1, 1, 1])}, f"{SCALE}{bad}")
+          for bad in (-0.5, float("inf"), float("nan")) for change in ({}, {"rows": torch.arange(5)})),
     ],
 )
 def test_bad_input_is_named(change: dict[str, Tensor], said: str) -> None:
