@@ -100,7 +100,7 @@ class RayCluster:
         deadline_s = self._config.start_deadline_s
         if group.wait(deadline_s):
             return
-        asked = wanting([place], self._ray.available_resources())
+        asked = wanting(place, list(self._ray._private.state.available_resources_per_node().values()))
         raise ClusterError(
             f"no room became free within cluster.start_deadline_s={deadline_s:g}: "
             f"{', '.join('+'.join(names) for names in place.actors)} ask for {asked}; {REMEDY}"

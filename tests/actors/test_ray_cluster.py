@@ -82,7 +82,8 @@ def ray():
     return SimpleNamespace(
         exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError),
         get=get, remote=remote, kill=lambda handle, no_restart: None, started=started, groups=groups, full=full,
-        leaving=leaving, gone=gone, nodes=nodes, available_resources=lambda: {"GPU": 1.0},
+        leaving=leaving, gone=gone, nodes=nodes,
+        _private=SimpleNamespace(state=SimpleNamespace(available_resources_per_node=lambda: {"n0": {"GPU": 1.0}})),
         util=SimpleNamespace(
             placement_group=placement_group, scheduling_strategies=strategies,
             placement_group_table=placement_group_table, remove_placement_group=remove_placement_group,
@@ -158,7 +159,8 @@ def test_a_private_session_has_one_node_to_choose(asking):
 def test_a_place_that_others_hold_is_waited_for_until_the_deadline(asking):
     asking._ray.full.add("with others")
     with pytest.raises(ClusterError, match=r"no room became free within cluster.start_deadline_s=120: generator-0 ask "
-                                           r"for 1 CPU \(free: 0\), 1 GPU \(free: 1\)"):
+                                           r"for 1 CPU \(free: 0\), 1 GPU \(free: 1\), 0.5 rack .*"
+                                           r"the freest node has 0 CPU with 1 GPU"):
         asking.reserve(["generator-0"])
     assert living(asking._ray) == []
 
