@@ -11,7 +11,7 @@ import pytest
 from actors.cluster import Pending, SerialCluster, ask
 from actors.ray_cluster import RayCluster, open_cluster
 from engine.config.cluster import ActorResources, ClusterConfig, ClusterKind, ResourcesConfig
-from engine.errors import ActorError, CheckpointError, ClusterError, StalenessError
+from engine.errors import ActorError, CheckpointError, ClusterError, ConfigError, ModelError, StalenessError
 
 
 class RayError(Exception):
@@ -24,6 +24,12 @@ class RayTaskError(RayError):
     def __init__(self, cause):
         super().__init__(str(cause))
         self.cause = cause
+
+
+class ActorDiedError(RayError):
+    """As ray.exceptions has it."""
+
+    actor_init_failed = True
 
 
 class GetTimeoutError(RayError):
@@ -212,6 +218,9 @@ def test_an_actor_that_was_ended_answers_with_its_death(cluster):
     (RayTaskError(RayError("its argument died")), ActorError, "its argument died"),
     (GetTimeoutError("late"), ActorError, "its answer did not arrive"),
     (RayError("exit 9"), ActorError, r"its process died \(exit 9\)"),
+    (ActorDiedError(RayTaskError(ModelError("no weights"))), ModelError, "^no weights$"),
+    (ActorDiedError(RayTaskError(OSError("no disk"))), ActorError, r"it could not be made \(OSError\('no disk'\)\)"),
+    (ActorDiedError(), ActorError, r"its process died"),
 ])
 def test_an_error_is_the_actors_own_or_its_death(cluster, token, error, text):
     assert cluster.result(Pending("a", "say", 5)) == 5
@@ -241,6 +250,13 @@ class Worker:
         return None
 
 
+class Unmade(Worker):
+    """An actor that finds when it is made that it cannot work here."""
+
+    def __init__(self) -> None:
+        raise ConfigError("weights.channel", "nccl", "this process sees no GPU: choose another channel")
+
+
 @pytest.mark.ray
 def test_one_session():
     """Ray starts once for all of this: it takes seconds."""
@@ -261,6 +277,11 @@ def test_one_session():
             ask(cluster, "learner", "refuse", deadline_s=120.0)
         with pytest.raises(ActorError, match="actor learner during die: its process died"):
             ask(cluster, "learner", "die", deadline_s=120.0)
+        for name in ("learner", "generator-0#1"):
+            cluster.kill(name)
+            cluster.start(name, Unmade, {})
+            with pytest.raises(ConfigError, match=r"^weights.channel='nccl': this process sees no GPU: choose another"):
+                ask(cluster, name, "add", 1, deadline_s=120.0)
         stopped = ask(cluster, "judge#1", "whoami", deadline_s=120.0)[0]
         os.kill(stopped, signal.SIGSTOP)
         with pytest.raises(ActorError, match="actor judge#1 during add: no answer within"):
