@@ -2,7 +2,7 @@
 
 It holds no policy of its own. Quick questions to replay are asked and waited for; long calls - sampling,
 judging, learning, evaluating - are left open, each with a deadline, and whichever ends first is the next
-event. Who carries out what: ``generation``, ``judging`` and ``training`` beside this file.
+event. Who carries out what: ``generation``, ``judging``, ``training`` and ``succession`` beside this file.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from actors.generation import Generation
 from actors.judging import Judging
 from actors.observer import Observer
 from actors.study import num_updates, study
-from actors.supervisor import Supervisor, next_incarnation
+from actors.succession import Succession
+from actors.supervisor import Supervisor
 from actors.tracing import Tracer
 from actors.training import Training
 from actors.turns import Turns
@@ -77,7 +78,7 @@ class Driver:
         self.judging = Judging(self)
         self.training = Training(self)
         self.evaluator = Evaluator(self)
-        self.turns = Turns(self)
+        self.turns, self.succession = Turns(self), Succession(self)
         self.write_checkpoint: Callable[[], None] | None = None
         self.stopped = False
         self.should_stop = should_stop
@@ -127,6 +128,9 @@ class Driver:
         while not self.over:
             self.heed_stop()
             self._turn()
+        for name in self.succession.coming:
+            if name.startswith("generator"):
+                self.forget(name)
         self.wait_for("generator-", "learner")
 
     def wait_for(self, *prefixes: str, unless_stopped: bool = False) -> None:
@@ -177,8 +181,8 @@ class Driver:
         self.feed(ev.Ticked(now))
         late = self._overdue(now)
         if late is not None:
-            limit = self.config.cluster.call_deadline_s
-            self.died(ActorError(late.pending.actor, late.pending.method, f"no answer in {limit:.0f} s"))
+            waited_s = wall_clock() - late.sent
+            self.died(ActorError(late.pending.actor, late.pending.method, f"no answer in {waited_s:.0f} s"))
 
     def _overdue(self, now: float) -> Call | None:
         overdue = [call for call in self._calls if call.deadline < now]
@@ -222,11 +226,12 @@ class Driver:
         """Write down what arrived; with this journal the run can be repeated."""
         self.arrivals.write(encode(entry))
 
-    def later(self, answer: Callable[[Any], None], name: str, method: str, *arguments: Any) -> None:
+    def later(self, answer: Callable[[Any], None], name: str, method: str, *arguments: Any,
+              deadline_s: float | None = None) -> None:
         """Ask an actor; ``answer`` receives what it says, once it does."""
         pending = self.cluster.call(name, method, *arguments)
-        deadline = self._now() + self.config.cluster.call_deadline_s
-        self._calls.append(Call(pending, deadline, answer, wall_clock()))
+        allowed_s = self.succession.deadline_s(name) if deadline_s is None else deadline_s
+        self._calls.append(Call(pending, self._now() + allowed_s, answer, wall_clock()))
         self.tracer.called(name)
 
     def replay(self, method: str, *arguments: Any) -> Any:
@@ -236,38 +241,17 @@ class Driver:
                        deadline_s=self.config.cluster.call_deadline_s)
 
     def died(self, error: ActorError) -> None:
-        """An actor is gone: replace it, or end this life of the run.
+        """An actor is gone, see :meth:`Succession.died`."""
+        self.succession.died(error)
 
-        Raises:
-            ActorError: it cannot be replaced, or its successor does not come up.
-        """
-        old = error.actor
-        if self.supervisor.replaced(old):
-            return
-        self.note(arrival.Died(old))
-        new = self._replace(error)
-        if new != next_incarnation(old):
-            self.note(arrival.Replaced(new))
-        self.observer.totals["restarts"] += 1
-        self.observer.say(f"{error}; {new or 'nobody'} takes its place")
-        self._calls = [call for call in self._calls if call.pending.actor != old]
-        self.tracer.left(old)
-        if old.startswith("evaluator"):
-            self.evaluator.abandon()
-        elif old.startswith("judge"):
-            self.evaluator.abandon()
-            self.judging.again()
-        else:
-            self.generation.lost(old)
-            self.feed(ev.GeneratorLost(old))
-            if new:
-                self.turns.welcome(new)
-            else:
-                self.feed(ev.NobodyFollows(old))
-        self.turns.lost(old)
-
-    def _replace(self, error: ActorError) -> str:
+    def replace(self, error: ActorError) -> str:
+        """Have the supervisor start a successor; its name."""
         return self.supervisor.replace(error)
+
+    def forget(self, actor: str) -> None:
+        """Nobody waits for an actor that died."""
+        self._calls = [call for call in self._calls if call.pending.actor != actor]
+        self.tracer.left(actor)
 
     # ---- commands of its own -------------------------------------------------------------------
 

@@ -37,9 +37,10 @@ class Evaluator:
 
     def consider(self, version: PolicyVersion, manifest: Manifest | None) -> None:
         """Evaluate this version if it is due and the last evaluation has ended."""
-        every = self._driver.config.evaluation.every_in_training
-        last = version.updates >= self._driver.config.learning.updates
-        if every and version.updates % every == 0 and not last and not self._busy:
+        driver, every = self._driver, self._driver.config.evaluation.every_in_training
+        last = version.updates >= driver.config.learning.updates
+        free = not self._busy and driver.supervisor.evaluator not in driver.succession.coming
+        if every and version.updates % every == 0 and not last and free:
             self.start(version, manifest)
 
     def start(self, version: PolicyVersion, manifest: Manifest | Kept | None) -> None:
@@ -146,6 +147,7 @@ class Evaluator:
                              deadline_s=driver.config.cluster.call_deadline_s)
             except ActorError as error:
                 driver.died(error)  # which gives up when restarts are used up
+                driver.wait_for("evaluator")
                 continue
             if report.refused:
                 raise WeightChannelError(report.refused)

@@ -156,7 +156,8 @@ class Generation:
         At bound 0 by the same random streams, so that a death changes no bit; else by others, since it may
         be those that killed.
         """
-        del self._boxes[name]
+        if self._boxes.pop(name, None) is None:
+            return  # while it was coming up, before it was told of any weights
         self._driver.ledger.lose(name)
         if self._driver.config.schedule.max_staleness == 0:
             self._driver.replay("release", name)

@@ -11,7 +11,7 @@ from actors.cluster import Cluster, Pending, SerialCluster
 from actors.placement import Place, asked_by, lack, plan, wanting
 from actors.ray_session import RaySession
 from engine.config.cluster import ClusterConfig, ClusterKind
-from engine.errors import ActorError, ClusterError
+from engine.errors import ActorError, ClusterError, PeriluneError
 
 CLOSE_DEADLINE_S = 3.0
 NODE = "ray.io/node-id"
@@ -100,7 +100,7 @@ class RayCluster:
         deadline_s = self._config.start_deadline_s
         if group.wait(deadline_s):
             return
-        asked = wanting([place], self._ray.available_resources())
+        asked = wanting(place, list(self._ray._private.state.available_resources_per_node().values()))
         raise ClusterError(
             f"no room became free within cluster.start_deadline_s={deadline_s:g}: "
             f"{', '.join('+'.join(names) for names in place.actors)} ask for {asked}; {REMEDY}"
@@ -169,7 +169,7 @@ class RayCluster:
         return by_reference[ready[0]] if ready else None
 
     def result(self, pending: Pending) -> Any:
-        """Of a call that is done."""
+        """Of a call that is done. What a constructor raised on purpose is told like what a call raised: no death."""
         if isinstance(pending.token, ActorError):
             raise pending.token
         errors = self._ray.exceptions
@@ -182,7 +182,16 @@ class RayCluster:
         except errors.GetTimeoutError as error:
             raise ActorError(pending.actor, pending.method, "its answer did not arrive") from error
         except errors.RayError as error:
-            raise ActorError(pending.actor, pending.method, f"its process died ({error})") from error
+            unmade = self._unmade(error)
+            if isinstance(unmade, PeriluneError):
+                raise unmade from error
+            why = f"its process died ({error})" if unmade is None else f"it could not be made ({unmade!r})"
+            raise ActorError(pending.actor, pending.method, why) from error
+
+    def _unmade(self, error: Any) -> Exception | None:
+        """What an actor's own constructor raised, where its death was that; Ray wraps it twice."""
+        inner = error.args[0] if getattr(error, "actor_init_failed", False) and error.args else None
+        return inner.cause if isinstance(inner, self._ray.exceptions.RayTaskError) else None
 
     def kill(self, name: str) -> None:
         """End an actor process at once."""

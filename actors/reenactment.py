@@ -160,7 +160,8 @@ class Reenactment(Driver):
             return None
         return next((call for call in self._calls if call.pending.actor == upcoming.actor), None)
 
-    def _replace(self, error: ActorError) -> str:
+    def replace(self, error: ActorError) -> str:
+        """Whoever came in the recorded run takes the place."""
         upcoming = self._upcoming()
         return self.supervisor.replace(error, upcoming.actor if isinstance(upcoming, arrival.Replaced) else None)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 _SLACK = 16
 """Entries beyond four a generator, above which a heap is made anew."""
+_GLANCES = 4
+"""Looks at the clock, at least, within a lease that expires."""
 
 
 @dataclass(slots=True)
@@ -22,7 +24,7 @@ class GeneratorSeat:
     version: int
     open_trajectories: int = 0
     lease_until: float | None = None
-    """Seconds of the injected clock. None: it spoke or took work since the clock last told the time."""
+    """On the clock of :attr:`Seats.watched_s`. None: it spoke or took work since the clock last told the time."""
     cut_asked: bool = False
     """It was asked to cut and has not spoken since."""
 
@@ -41,6 +43,10 @@ class Seats:
         self.by_name: dict[str, GeneratorSeat] = {}
         self.fresh = 0
         """The newest version that all then living served at one time: new groups are sampled by no older."""
+        self.watched_s = 0.0
+        """Seconds of the injected clock so far, a silence of it counted as a part of a lease at most."""
+        self._told: float | None = None
+        """What the clock told last."""
         self._serving: Counter[int] = Counter()
         """Version -> generators."""
         self._loads: dict[int, list[tuple[int, str]]] = {}
@@ -150,14 +156,18 @@ class Seats:
     def tick(self, now: float, lease_s: float) -> list[str]:
         """Start the leases of all who spoke since the last tick; who let a lease expire, by name.
 
-        A lease counts from the first tick after the last word, never from an earlier one: however long
-        the clock was silent, nobody is ended for that.
+        A lease counts from the first tick after the last word, and only time in which the clock was looked at:
+        while it is silent answers arrive that nobody takes. So a silence costs at most a quarter of a lease, however
+        long it was.
         """
+        silent_s = 0.0 if self._told is None else now - self._told
+        self._told = now
+        self.watched_s += min(silent_s, lease_s / _GLANCES)
         late = []
         for name in self.holders():
             seat = self.by_name[name]
             if seat.lease_until is None:
-                seat.lease_until = now + lease_s
-            elif seat.lease_until < now:
+                seat.lease_until = self.watched_s + lease_s
+            elif seat.lease_until < self.watched_s:
                 late.append(name)
         return late

@@ -47,8 +47,8 @@ def picture(driver: Driver) -> dict[str, Any]:
     return {
         "version": str(driver.controller.version), "queues": queues(driver),
         "generators": {
-            name: {"serves": seat.version, "holds": seat.open_trajectories, "lease_until": seat.lease_until,
-                   "cut_asked": seat.cut_asked}
+            name: {"serves": seat.version, "holds": seat.open_trajectories, "cut_asked": seat.cut_asked,
+                   "lease_left_s": None if seat.lease_until is None else seat.lease_until - seats.watched_s}
             for name, seat in seats.by_name.items()
         },
         "mailboxes": driver.generation.picture(),

@@ -95,6 +95,8 @@ class Supervisor:
         self._written = written
         self._restarts = restarts
         self._incarnations: dict[str, int] = {}
+        self._home = ""
+        """Machine of the learner."""
         self.generators: list[str] = []
         self.judge = ""
         self.evaluator = ""
@@ -119,25 +121,29 @@ class Supervisor:
         self.generators = [self._start(role) for role in roles]
         for name in ("replay", "learner", self.judge, self.evaluator, *self.generators):
             ask(self._cluster, name, "metrics", deadline_s=first_answer_s(config, name))
-        self._check_machines([self.evaluator, *self.generators])
-
-    def _check_machines(self, samplers: Sequence[str]) -> None:
-        """Refuse what works on one machine only where there are several."""
-        run_folder = Path(self._config.run.dir).absolute()
-        home, shared = self._cluster.look("learner", run_folder)
-        if not shared:
+        self._home, sees_it = self._cluster.look("learner", Path(config.run.dir).absolute())
+        if not sees_it:
             raise ClusterError(
-                f"the learner lives on machine {home}, where run.dir={self._config.run.dir!r} is missing: put it on "
-                "a file system that all machines share, checkpoints are written there"
+                f"the learner lives on machine {self._home}, where run.dir={config.run.dir!r} is missing: put it "
+                "on a file system that all machines share, checkpoints are written there"
             )
+        self.check_machines([self.evaluator, *self.generators])
+
+    def check_machines(self, samplers: Sequence[str]) -> None:
+        """Refuse what works on one machine only where there are several.
+
+        Raises:
+            ClusterError: one of these lives on another machine than the learner, which it cannot.
+            ActorError: it died.
+        """
         channel = self._config.weights.channel
         if channel not in (WeightChannelKind.shared_memory, WeightChannelKind.cuda_ipc):
             return
         for name in samplers:
-            machine, _ = self._cluster.look(name, run_folder)
-            if machine != home:
+            machine, _ = self._cluster.look(name, Path(self._config.run.dir).absolute())
+            if machine != self._home:
                 raise ClusterError(
-                    f"{name} lives on machine {machine}, the learner on {home}: weights.channel={channel.value} "
+                    f"{name} lives on machine {machine}, the learner on {self._home}: weights.channel={channel.value} "
                     "ends at the border of a machine, choose weights=object_store"
                 )
 
@@ -163,9 +169,10 @@ class Supervisor:
         return bool(number) and int(number) < self._incarnations[role]
 
     def replace(self, error: ActorError, told: str | None = None) -> str:
-        """End what is left of an actor and start its successor.
+        """End what is left of an actor and start its successor, whose first answer is not waited for.
 
-        A successor that dies on the way, since its node was leaving too, is replaced in its turn.
+        Room for it is, up to ``cluster.start_deadline_s`` where the node of its predecessor left. One that dies while
+        it is started, since that node was leaving too, is replaced in its turn.
 
         Args:
             error: of its death.
@@ -192,7 +199,6 @@ class Supervisor:
                     self._incarnations[role] += 1
                     raise ClusterError("the recorded run had no room for it")
                 name = self._start(role)
-                ask(self._cluster, name, "metrics", deadline_s=first_answer_s(self._config, name))
                 break
             except ActorError as again:
                 error = again
@@ -208,5 +214,4 @@ class Supervisor:
             self.evaluator = name
         else:
             self.generators = [name if old.partition("#")[0] == role else old for old in self.generators]
-        self._check_machines([name])
         return name

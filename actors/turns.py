@@ -58,6 +58,7 @@ class Turns:
 
     def lost(self, name: str) -> None:
         """An actor died, and is not waited for; its successor is born asleep."""
+        self._late = [late for late in self._late if late != name]
         self._slept(name, None)
 
     def to_generators(self) -> None:

@@ -16,6 +16,7 @@ class Asked:
     actor: str
     method: str
     arguments: tuple[Any, ...]
+    deadline_s: float | None = None
 
 
 def changed(config: Any, values: Mapping[str, Any]) -> Any:
@@ -36,7 +37,7 @@ def fake_driver(config: RunConfig) -> Any:
     fake.turns.learning = False
     fake.turns.to_learner = lambda then: then()
     fake.turns.metrics = dict
-    fake.later = lambda answer, actor, method, *arguments: fake.asked.append(
-        Asked(answer, actor, method, arguments)
+    fake.later = lambda answer, actor, method, *arguments, deadline_s=None: fake.asked.append(
+        Asked(answer, actor, method, arguments, deadline_s)
     )
     return fake

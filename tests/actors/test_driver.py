@@ -150,6 +150,37 @@ def test_a_run_survives_deaths(loop, monkeypatch, actor, method, schedule):
     driver.ledger.check()
 
 
+@pytest.mark.parametrize("slow_updates", [1, 9], ids=["late", "never"])
+def test_a_run_goes_on_while_a_successor_comes_up(loop, monkeypatch, slow_updates):
+    """Whose first answer takes as long as an update, or longer than the run."""
+    driver = loop(*ASYNC, "learning.updates=3", "generator.num_generators=2")
+    published(driver)
+    wait, advance, count = driver.cluster.wait, Generator.advance, 0
+
+    def dying(self, order):
+        nonlocal count
+        count += self._name == "generator-1#1"
+        if self._name == "generator-1#1" and count == 3:
+            raise ActorError(self._name, "advance", "its process died")
+        return advance(self, order)
+
+    def slow(pending, timeout_s):
+        up = driver.controller.version.updates >= slow_updates
+        return wait([one for one in pending if up or one.actor != "generator-1#2"], timeout_s)
+
+    monkeypatch.setattr(Generator, "advance", dying)
+    monkeypatch.setattr(driver.cluster, "wait", slow)
+    driver.run()
+    seen = events(driver)
+    joined = [place for place, event in enumerate(seen) if isinstance(event, ev.GeneratorJoined)]
+    updated = next(place for place, event in enumerate(seen) if isinstance(event, ev.Updated))
+    assert driver.controller.version.updates == 3
+    assert len(joined) == (3 if slow_updates == 1 else 2)
+    assert (joined[-1] > updated) is (slow_updates == 1)
+    driver.ledger.end()
+    driver.ledger.check()
+
+
 def test_deaths_beyond_the_limit_end_the_run(loop, monkeypatch):
     driver = loop("cluster.max_restarts=2")
     published(driver)

@@ -47,6 +47,10 @@ def test_a_version_is_evaluated_when_it_is_due_and_nothing_is_under_way(driver):
     assert len(driver.asked) == 1
     assert driver.asked[0].arguments[0].weights is MANIFEST
     evaluator.abandon()
+    driver.succession.coming = {driver.supervisor.evaluator}
+    evaluator.consider(PolicyVersion(0, 4), MANIFEST)
+    assert len(driver.asked) == 1, "who comes up is asked nothing yet"
+    driver.succession.coming.clear()
     evaluator.consider(PolicyVersion(0, 4), MANIFEST)
     assert len(driver.asked) == 2
 
@@ -132,3 +136,20 @@ def test_the_canary_stops_a_run_whose_parts_disagree(driver, gap, sings):
     (items,) = parts["learner"].logprob_gap.call_args.args
     assert [delivery.segments[0].temperature for _, delivery in items] == [1.0, 1.0], "greedy ones tell nothing"
     driver.ledger.account.assert_called_once_with("canary", 4)
+
+
+def test_the_canary_waits_for_the_successor_of_who_died(driver):
+    driver.cluster = SerialCluster()
+    learner = MagicMock(logprob_gap=lambda items: (0.0, 0.0))
+    driver.cluster.start("learner", lambda: learner, {})
+    driver.supervisor.evaluator = "evaluator#1"
+
+    def up(role):
+        driver.supervisor.evaluator = f"{role}#2"
+        driver.cluster.start("evaluator#2", lambda: MagicMock(advance=answers), {})
+
+    driver.wait_for = up
+    Evaluator(driver).canary(MANIFEST)
+    (error,) = driver.died.call_args.args
+    assert error.actor == "evaluator#1"
+    driver.observer.canary.assert_called_once_with(0.0, 0.0)

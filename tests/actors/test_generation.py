@@ -106,5 +106,6 @@ def test_a_death_costs_an_attempt_except_at_bound_zero(driver, generation, bound
     generation.lost("g#1")
     generation.go_on()
     assert driver.asked == []
+    generation.lost("g#2")
     driver.ledger.lose.assert_called_once_with("g#1")
     assert [call.args for call in driver.replay.call_args_list] == [("release", "g#1")] * released

@@ -11,7 +11,7 @@ import pytest
 from actors.cluster import Pending, SerialCluster, ask
 from actors.ray_cluster import RayCluster, open_cluster
 from engine.config.cluster import ActorResources, ClusterConfig, ClusterKind, ResourcesConfig
-from engine.errors import ActorError, CheckpointError, ClusterError, StalenessError
+from engine.errors import ActorError, CheckpointError, ClusterError, ConfigError, ModelError, StalenessError
 
 
 class RayError(Exception):
@@ -24,6 +24,12 @@ class RayTaskError(RayError):
     def __init__(self, cause):
         super().__init__(str(cause))
         self.cause = cause
+
+
+class ActorDiedError(RayError):
+    """As ray.exceptions has it."""
+
+    actor_init_failed = True
 
 
 class GetTimeoutError(RayError):
@@ -82,7 +88,8 @@ def ray():
     return SimpleNamespace(
         exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError),
         get=get, remote=remote, kill=lambda handle, no_restart: None, started=started, groups=groups, full=full,
-        leaving=leaving, gone=gone, nodes=nodes, available_resources=lambda: {"GPU": 1.0},
+        leaving=leaving, gone=gone, nodes=nodes,
+        _private=SimpleNamespace(state=SimpleNamespace(available_resources_per_node=lambda: {"n0": {"GPU": 1.0}})),
         util=SimpleNamespace(
             placement_group=placement_group, scheduling_strategies=strategies,
             placement_group_table=placement_group_table, remove_placement_group=remove_placement_group,
@@ -158,7 +165,8 @@ def test_a_private_session_has_one_node_to_choose(asking):
 def test_a_place_that_others_hold_is_waited_for_until_the_deadline(asking):
     asking._ray.full.add("with others")
     with pytest.raises(ClusterError, match=r"no room became free within cluster.start_deadline_s=120: generator-0 ask "
-                                           r"for 1 CPU \(free: 0\), 1 GPU \(free: 1\)"):
+                                           r"for 1 CPU \(free: 0\), 1 GPU \(free: 1\), 0.5 rack .*"
+                                           r"the freest node has 0 CPU with 1 GPU"):
         asking.reserve(["generator-0"])
     assert living(asking._ray) == []
 
@@ -210,6 +218,9 @@ def test_an_actor_that_was_ended_answers_with_its_death(cluster):
     (RayTaskError(RayError("its argument died")), ActorError, "its argument died"),
     (GetTimeoutError("late"), ActorError, "its answer did not arrive"),
     (RayError("exit 9"), ActorError, r"its process died \(exit 9\)"),
+    (ActorDiedError(RayTaskError(ModelError("no weights"))), ModelError, "^no weights$"),
+    (ActorDiedError(RayTaskError(OSError("no disk"))), ActorError, r"it could not be made \(OSError\('no disk'\)\)"),
+    (ActorDiedError(), ActorError, r"its process died"),
 ])
 def test_an_error_is_the_actors_own_or_its_death(cluster, token, error, text):
     assert cluster.result(Pending("a", "say", 5)) == 5
@@ -239,6 +250,13 @@ class Worker:
         return None
 
 
+class Unmade(Worker):
+    """An actor that finds when it is made that it cannot work here."""
+
+    def __init__(self) -> None:
+        raise ConfigError("weights.channel", "nccl", "this process sees no GPU: choose another channel")
+
+
 @pytest.mark.ray
 def test_one_session():
     """Ray starts once for all of this: it takes seconds."""
@@ -259,6 +277,11 @@ def test_one_session():
             ask(cluster, "learner", "refuse", deadline_s=120.0)
         with pytest.raises(ActorError, match="actor learner during die: its process died"):
             ask(cluster, "learner", "die", deadline_s=120.0)
+        for name in ("learner", "generator-0#1"):
+            cluster.kill(name)
+            cluster.start(name, Unmade, {})
+            with pytest.raises(ConfigError, match=r"^weights.channel='nccl': this process sees no GPU: choose another"):
+                ask(cluster, name, "add", 1, deadline_s=120.0)
         stopped = ask(cluster, "judge#1", "whoami", deadline_s=120.0)[0]
         os.kill(stopped, signal.SIGSTOP)
         with pytest.raises(ActorError, match="actor judge#1 during add: no answer within"):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from actors import run as room
 from actors.launch import compose
 from actors.run import StopSignal, dry_run, run
-from engine.errors import ActorError, RunFolderError
+from engine.errors import ActorError, RunFolderError, WeightChannelError
 from engine.metrics import DOCUMENTED
 from engine.run_folder import RunFolder
 
@@ -121,6 +121,24 @@ def test_the_death_of_the_learner_begins_another_life(done, monkeypatch, tmp_pat
     finally:
         folder.close()
     assert begun == [False, True][:lives]
+
+
+def test_what_an_actor_raised_on_purpose_begins_no_other_life(monkeypatch, tmp_path):
+    """A learner that finds no GPU would find none three times more."""
+    begun = []
+
+    def life(*_):
+        begun.append(1)
+        raise WeightChannelError("weights.channel=nccl needs a GPU in this process: choose another channel")
+
+    monkeypatch.setattr(room, "life", life)
+    folder = RunFolder.open(compose([*SMALL, f"run.dir={tmp_path / 'run'}"])[0].run)
+    try:
+        with pytest.raises(WeightChannelError, match="needs a GPU"):
+            room._live(compose([*SMALL])[0], None, folder, StopSignal())
+    finally:
+        folder.close()
+    assert begun == [1]
 
 
 def test_a_signal_is_remembered_once_there_is_something_to_save():

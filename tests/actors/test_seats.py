@@ -114,17 +114,38 @@ def test_a_voice_from_the_grave_changes_nothing():
     assert seats.by_name == {}
 
 
+def passing(seats, since, until, lease_s):
+    """Who is late at the last of many looks at the clock."""
+    steps = range(1, 9)
+    return [seats.tick(since + (until - since) * step / 8, lease_s) for step in steps][-1]
+
+
 def test_a_lease_counts_from_the_first_tick_after_the_last_word():
     seats = Seats()
     seats.join("a", 0)
     seats.join("idle", 0)
     seats.take(0, 2)
     assert seats.tick(1e6, 10.0) == [], "the clock may start anywhere and be silent for long"
-    assert seats.tick(1e6 + 10, 10.0) == []
+    assert passing(seats, 1e6, 1e6 + 10, 10.0) == []
     seats.hear("a", 0)
     assert seats.tick(1e6 + 11, 10.0) == []
-    assert seats.tick(1e6 + 21, 10.0) == []
+    assert passing(seats, 1e6 + 11, 1e6 + 21, 10.0) == []
     assert seats.tick(1e6 + 22, 10.0) == ["a"]
+
+
+def test_however_long_the_clock_was_silent_nobody_is_ended_for_that():
+    """As while the driver waits for somebody: answers lie there, and are read after the tick."""
+    seats = Seats()
+    seats.join("a", 0)
+    seats.take(0, 1)
+    assert seats.tick(0.0, 600.0) == []
+    assert passing(seats, 0.0, 400.0, 600.0) == []
+    assert seats.tick(1100.0, 600.0) == []
+    assert passing(seats, 1100.0, 1150.0, 600.0) == []
+    assert seats.tick(1151.0, 600.0) == ["a"], "silent for 400 s, 150 s of the silence, and 51 s"
+    seats.hear("a", 0)
+    assert [seats.tick(now, 600.0) for now in (1152.0, 2000.0, 3000.0, 4000.0, 5000.0)] == [[]] * 5
+    assert seats.tick(5001.0, 600.0) == ["a"], "one silence after another is no excuse"
 
 
 def test_more_work_does_not_renew_a_lease():
@@ -133,4 +154,4 @@ def test_more_work_does_not_renew_a_lease():
     seats.take(0, 1)
     seats.tick(0.0, 10.0)
     seats.take(0, 1)
-    assert seats.tick(11.0, 10.0) == ["a"]
+    assert passing(seats, 0.0, 11.0, 10.0) == ["a"]

@@ -60,7 +60,7 @@ def test_queues_count_trajectories_by_state_and_groups(driver):
 
 def test_a_picture_holds_every_lease_as_plain_data(driver):
     seen = json.loads(json.dumps(picture(driver)))
-    assert seen["generators"]["g#1"] == {"serves": 2, "holds": 0, "lease_until": None, "cut_asked": False}
+    assert seen["generators"]["g#1"] == {"serves": 2, "holds": 0, "lease_left_s": None, "cut_asked": False}
     assert seen["groups"][0]["members"] == [[0, "flying", "g#1", 5], [1, "judged", "", 5]]
     assert seen["mailboxes"] == {"g#1": {"busy": True}}
     assert seen["ledger"]["closes"]

@@ -4,6 +4,7 @@ import pytest
 
 from actors.cluster import SerialCluster
 from actors.supervisor import Restarts, Supervisor
+from engine.config.cluster import WeightChannelKind
 from engine.config.rollout import GeneratorKind
 from engine.config.run import Only
 from engine.errors import ActorError, ClusterError
@@ -27,26 +28,24 @@ class Stage(SerialCluster):
         super().__init__()
         self.started, self.killed = {}, []
         self.full, self.doomed, self.machines, self.reserved = set(), set(), {}, []
-        self.deadlines = {}
+        self.deadlines, self.looks = {}, []
 
     def wait(self, pending, timeout_s):
         self.deadlines[pending[0].actor] = timeout_s
         return super().wait(pending, timeout_s)
 
-    def result(self, pending):
-        if pending.actor in self.doomed:
-            raise death(pending.actor)
-        return super().result(pending)
-
     def reserve(self, actors):
         self.reserved = list(actors)
 
     def look(self, name, path):
+        self.looks.append(name)
         return self.machines.get(name, "here"), "nowhere" not in str(path)
 
     def start(self, name, factory, arguments, *, threads=1):
         if name in self.full:
             raise ClusterError("no room")
+        if name in self.doomed:
+            raise death(name)
         self.started[name] = factory.__name__
         super().start(name, Part, {})
 
@@ -106,15 +105,36 @@ def test_a_successor_has_a_new_name_in_the_same_place(config):
 
 
 def test_who_holds_vllm_may_take_the_time_that_its_start_is_given(config):
-    stage, supervisor = staff(config)
+    stage, _ = staff(config)
     assert set(stage.deadlines.values()) == {config.cluster.start_deadline_s}
     over_vllm = {"generator.kind": GeneratorKind.vllm, "generator.vllm.start_timeout_s": 500.0,
                  "cluster.start_deadline_s": 100.0}
-    stage, supervisor = staff(changed(config, over_vllm))
-    for name in ("generator-0#1", "evaluator#1"):
-        supervisor.replace(death(name))
+    stage, _ = staff(changed(config, over_vllm))
     assert stage.deadlines == {"replay": 100.0, "learner": 100.0, "judge#1": 100.0, "evaluator#1": 600.0,
-                               "evaluator#2": 600.0, "generator-0#1": 600.0, "generator-0#2": 600.0}
+                               "generator-0#1": 600.0}
+
+
+def test_a_successor_is_waited_for_by_nobody_here(config):
+    """Neither its first answer nor the learner's, which may be at an update."""
+    stage, supervisor = staff(config)
+    stage.deadlines.clear()
+    stage.looks.clear()
+    for name in ("generator-0#1", "evaluator#1", "judge#1"):
+        supervisor.replace(death(name))
+    assert (stage.deadlines, stage.looks) == ({}, [])
+    supervisor.check_machines(["generator-0#2"])
+    assert stage.looks == ["generator-0#2"], "where the learner lives is known"
+    stage.machines["generator-0#2"] = "there"
+    with pytest.raises(ClusterError, match=r"generator-0#2 lives on machine there, the learner on here"):
+        supervisor.check_machines(["generator-0#2"])
+
+
+def test_what_reaches_every_machine_is_looked_for_on_none(config):
+    stage, supervisor = staff(changed(config, {"weights.channel": WeightChannelKind.object_store}))
+    assert stage.looks == ["learner"], "whether it sees the run folder"
+    stage.machines["generator-0#1"] = "there"
+    supervisor.check_machines(["generator-0#1"])
+    assert stage.looks == ["learner"]
 
 
 @pytest.mark.parametrize("actor", ["learner", "replay"])

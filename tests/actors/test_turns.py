@@ -58,6 +58,8 @@ def test_the_dead_are_not_waited_for_and_who_comes_meanwhile_waits(shared):
     for one in driver.asked[:2]:
         one.answer(None)
     turns.welcome("generator-1#2")
+    turns.welcome("generator-2#2")
+    turns.lost("generator-2#2")
     turns.lost("generator-1#1")
     turns.lost("judge#1")
     assert began == [True], "once"

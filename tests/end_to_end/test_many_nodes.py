@@ -79,13 +79,15 @@ def joins(nodes: Nodes) -> tuple[str, ...]:
             "learning.updates=6", "cluster.max_restarts=8", "run.quiet=false", *stay, *ASYNC)
 
 
-def leave_while_decoding(life: Life, nodes: Nodes) -> None:
-    """The second node dies while its generator holds half-sampled trajectories."""
+def leave_while_decoding(life: Life, nodes: Nodes, pause: bool = False) -> None:
+    """The second node dies while its generator holds half-sampled trajectories; nobody samples on if told to pause."""
     stopped = life.stopped_at("generator.decode")
     assert len(nodes.actors("head")) + len(nodes.actors("second")) == 3, "with the evaluator"
     assert nodes.actors("head")
     assert stopped in nodes.actors("second")
     assert not nodes.actors("second", b"Librarian"), "it lies beside the learner, which is at home on the head"
+    for other in nodes.actors("head") if pause else ():
+        with_signal(other, signal.SIGSTOP)
     nodes.leave()
     with_signal(stopped, signal.SIGKILL)
 
@@ -112,7 +114,7 @@ def test_a_node_leaves_and_its_generator_is_started_elsewhere(live, nodes, chann
 def test_a_node_leaves_and_nobody_has_room(live, nodes):
     seat = ("+cluster.resources.generator.custom.seat=1", "cluster.start_deadline_s=60")
     life = live(*joins(nodes), *seat)
-    leave_while_decoding(life, nodes)
+    leave_while_decoding(life, nodes, pause=True)  # or the run would be over before its place is given up
     wait_until(lambda: "nobody takes its place" in life.says(), "the run goes on with one generator")
     for last in nodes.actors("head"):
         with_signal(last, signal.SIGKILL)
