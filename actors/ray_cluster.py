@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,8 +10,8 @@ from typing import Any
 
 from actors.cluster import Cluster, Pending, SerialCluster
 from actors.placement import Place, asked_by, lack, plan, wanting
-from actors.ray_session import RaySession
-from engine.config.cluster import ClusterConfig, ClusterKind
+from actors.ray_session import GUIDE, RaySession
+from engine.config.cluster import SHARED_GPUS, ClusterConfig, ClusterKind
 from engine.errors import ActorError, ClusterError, PeriluneError
 
 CLOSE_DEADLINE_S = 3.0
@@ -22,7 +23,7 @@ REMEDY = (
 
 
 def _seen_from(_: Any, path: Path) -> tuple[str, bool]:
-    """Runs inside an actor: its machine, and whether the path exists there."""
+    """Runs inside an actor, or on its node before it is made: the machine, and whether the path exists there."""
     return socket.gethostname(), path.exists()
 
 
@@ -41,6 +42,8 @@ class RayCluster:
         """Actor without incarnation -> the one bundle that it lives in."""
         self._groups: dict[tuple[tuple[str, ...], ...], tuple[Any, str]] = {}
         """Actors of such a bundle -> Ray's placement group of it, while there is one, and the node it is pinned to."""
+        self._sharing: set[str] = set()
+        """Nodes of a cluster that is joined which see the folder of the first weights."""
         self._session = RaySession(config, run_id)
         self._ray = self._session.ray
 
@@ -128,11 +131,14 @@ class RayCluster:
         """Make an actor process, in the place that was reserved for it.
 
         Raises:
-            ClusterError: its place does not become free in time.
+            ClusterError: its place does not become free in time, or does not see its model folder.
+            ActorError: its node does not answer.
         """
         environment = {
             "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE", "TOKENIZERS_PARALLELISM": "false",
         }
+        if SHARED_GPUS in os.environ:  # what the checks of the channel went by; nodes that are joined do not know it
+            environment[SHARED_GPUS] = os.environ[SHARED_GPUS]
         asked = asked_by(name, self._config)
         options: dict[str, Any] = {
             "num_cpus": asked.pop("CPU", 0.0), "num_gpus": asked.pop("GPU", 0.0), "resources": asked,
@@ -141,7 +147,27 @@ class RayCluster:
         if (seat := self._seats.get(name.partition("#")[0])) is not None:
             strategies = self._ray.util.scheduling_strategies
             options["scheduling_strategy"] = strategies.PlacementGroupSchedulingStrategy(self._take(seat), 0)
+            if self._session.joined and "folder" in arguments:
+                self._require(name, Path(arguments["folder"]), self._groups[seat.actors][1])
         self._handles[name] = self._ray.remote(factory).options(**options).remote(**arguments)
+
+    def _require(self, name: str, folder: Path, node: str) -> None:
+        """Refuse a machine without the folder of the first weights, before an actor loads anything there."""
+        if node in self._sharing:
+            return
+        there = self._ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(node, soft=False)
+        task = self._ray.remote(_seen_from).options(num_cpus=0, max_retries=0, scheduling_strategy=there)
+        looks = Pending(name, "start", task.remote(None, folder / "config.json"))
+        deadline_s = self._config.start_deadline_s
+        if self.wait([looks], deadline_s) is None:
+            raise ActorError(name, "start", f"its node did not answer within cluster.start_deadline_s={deadline_s:g}")
+        machine, seen = self.result(looks)
+        if not seen:
+            raise ClusterError(
+                f"{name} is to live on machine {machine}, where the folder of the first weights, {folder}, is missing: "
+                f"put it on a file system that all machines share ({GUIDE})"
+            )
+        self._sharing.add(node)
 
     def look(self, name: str, path: Path) -> tuple[str, bool]:
         """The machine that an actor lives on, and whether this path exists there."""

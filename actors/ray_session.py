@@ -60,30 +60,31 @@ def running_address(address: str) -> str:
     Ray itself would try for a minute, then abort the process.
 
     Raises:
-        ClusterError: there is none, or it does not answer.
+        ClusterError: there is none, or it does not answer; what names it is said.
     """
+    source = f"cluster.address={address!r}"
     if address == "auto":
-        address = _known_address()
+        address, source = _known_address()
     host, _, port = address.rpartition(":")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), CONNECT_DEADLINE_S) as connection:
             answers = _speaks(connection)
     except (OSError, ValueError) as error:
         raise ClusterError(
-            f"nobody listens at cluster.address={address!r} ({error}): start that cluster, correct the "
-            "address, or leave it out for a private Ray"
+            f"nobody listens at {source}, {error}: start that cluster, correct the address, or leave "
+            "cluster.address out for a private Ray"
         ) from error
     if not answers:
         raise ClusterError(
-            f"what listens at cluster.address={address!r} does not answer as a Ray head does within "
+            f"what listens at {source} does not answer as a Ray head does within "
             f"{CONNECT_DEADLINE_S:g} s: give the port of `ray start --head` (6379 unless told, not the dashboard's), "
             "or end that head and start it again if it hangs"
         )
     return address
 
 
-def _known_address() -> str:
-    """What auto means. Not Ray's own search, which may take the private session of another run for a cluster."""
+def _known_address() -> tuple[str, str]:
+    """What auto means, and what says so. Not Ray's own search, which may take another run's private session for one."""
     told = os.environ.get("RAY_ADDRESS", "")
     if told.startswith("ray://"):
         raise ClusterError(
@@ -92,7 +93,7 @@ def _known_address() -> str:
         )
     # A URL is the dashboard that `ray job submit` speaks to, and auto the word inside of a job: neither is a head.
     if told and told != "auto" and "://" not in told:
-        return told
+        return told, f"RAY_ADDRESS={told!r} (for cluster.address='auto')"
     noted = Path("/tmp/ray/ray_current_cluster")
     address = noted.read_text().strip() if noted.exists() else ""
     if not address:
@@ -101,7 +102,7 @@ def _known_address() -> str:
             f"machine: start one with `ray start --head` ({GUIDE}), give cluster.address=host:port, or leave it out "
             "for a private Ray"
         )
-    return address
+    return address, f"{address!r} of {noted} (for cluster.address='auto')"
 
 
 def _speaks(connection: socket.socket) -> bool:

@@ -15,6 +15,7 @@ from actors import snapshot
 from actors.cluster import ask
 from actors.driver import Driver
 from actors.evaluator import KEPT
+from actors.first_weights import first_weights
 from actors.learner_group import with_learners
 from actors.live_metrics import LiveMetrics
 from actors.observer import Observer
@@ -23,7 +24,6 @@ from actors.stalls import Thresholds, WatchedCluster
 from actors.status import COMPLETE, CUT_OFF, STOPPED, Status, picture
 from actors.status import FILE as STATUS_FILE
 from actors.supervisor import Restarts, Supervisor, first_answer_s
-from actors.warm_start import warm_start
 from engine.config.cluster import ClusterKind
 from engine.config.run import Only, RunConfig
 from engine.errors import ActorError, CheckpointError, ConfigError
@@ -122,7 +122,7 @@ def life(config: RunConfig, checked: Checked, folder: RunFolder, stop: StopSigna
     observer = Observer(config, folder)
     for sentence in checked.said:
         observer.say(sentence)
-    model = str(checked.folder or warm_start(config, checked.prompts, observer.say))
+    model = str(first_weights(config, checked, folder, observer.say))
     clean_leftovers(Path(config.weights.folder))
     cluster, status = _watched(config, folder, observer)
     driver, end = None, CUT_OFF

@@ -2,8 +2,8 @@
 
 ::
 
-    config.yaml  summary.json  metrics.jsonl  trace.json  samples.jsonl (+ samples.1.jsonl)
-    ledger.msgpack  arrivals.msgpack  checkpoints/  model/  rollouts/  status.json  stalls/  evaluations/
+    config.yaml  summary.json  metrics.jsonl  trace.json  samples.jsonl (+ samples.1.jsonl)  ledger.msgpack
+    arrivals.msgpack  checkpoints/  first_weights/  model/  rollouts/  status.json  stalls/  evaluations/
 
 ``config.yaml`` is the marker: only a folder that carries one is resumed or overwritten, so a mistyped
 ``run.dir`` costs nobody a file.

@@ -14,14 +14,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from actors.launch import build, explain, register_schemas
+from actors.launch import explain, saved
 from actors.simulation.costs import Measured
 from actors.simulation.forecast import LENGTHS, OTHERS, OWN, SCHEDULE, Forecast, forecast
 from actors.simulation.world import Prediction
-from engine.config.run import RunConfig
 from engine.errors import ConfigError, PeriluneError
 
 ROLES = ("generator", "learner", "judge", "driver")
@@ -33,16 +31,7 @@ def plan(folder: Path, changes: Mapping[str, str], lengths: str = "run") -> Fore
     Raises:
         PeriluneError: no run folder with a trace, or a change that cannot be.
     """
-    return forecast(folder, _config(folder), changes, lengths)
-
-
-def _config(folder: Path) -> RunConfig:
-    file = folder / "config.yaml"
-    if not file.exists():
-        raise ConfigError("RUNDIR", str(folder), "give the folder of a run; it holds a config.yaml")
-    register_schemas()
-    composed = OmegaConf.load(file)
-    return build(composed)[0]  # type: ignore[arg-type]
+    return forecast(folder, saved(folder), changes, lengths)
 
 
 def combinations(changes: Sequence[str]) -> list[dict[str, str]]:

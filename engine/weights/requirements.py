@@ -8,14 +8,13 @@ from pathlib import Path
 
 import torch
 
-from engine.config.cluster import ClusterKind, Device, WeightChannelKind
+from engine.config.cluster import SHARED_GPUS, ClusterKind, Device, WeightChannelKind
 from engine.config.rollout import GeneratorKind
 from engine.config.run import RunConfig
 from engine.errors import ConfigError
 from engine.weights.channel import dotted_channel
 
 _ON_GPUS = (WeightChannelKind.nccl, WeightChannelKind.cuda_ipc)
-_SHARED_GPUS = "NCCL_MULTI_RANK_GPU_ENABLE"
 _IN_A_FOLDER = (WeightChannelKind.shared_memory, WeightChannelKind.cuda_ipc)
 
 
@@ -36,7 +35,7 @@ def check_channel(config: RunConfig) -> None:
             raise ConfigError("weights.folder", weights.folder, "give a folder that can be written, best in memory")
     if kind in _ON_GPUS:
         _check_gpu(config)
-    if kind is WeightChannelKind.nccl and os.environ.get(_SHARED_GPUS) != "1":
+    if kind is WeightChannelKind.nccl and os.environ.get(SHARED_GPUS) != "1":
         _check_own_gpus(config)
     if kind is WeightChannelKind.cuda_ipc:
         _check_one_gpu(config)
@@ -52,11 +51,16 @@ def _check_own_gpus(config: RunConfig) -> None:
         if gpus < 1:
             raise ConfigError(f"cluster.resources.{role}.gpus", gpus,
                               "NCCL broadcasts between whole GPUs of each actor's own: give cluster=gpus, or set "
-                              f"{_SHARED_GPUS}=1 where NCCL can share them")
+                              f"{SHARED_GPUS}=1 where NCCL can share them")
 
 
 def _check_one_gpu(config: RunConfig) -> None:
-    asked = config.cluster.resources
+    asked, learners = config.cluster.resources, config.learning.num_learners
+    if learners > 1:
+        # NCCL wants a GPU for each, and only colocated with a single generator would all others share that of rank 0.
+        raise ConfigError("learning.num_learners", learners,
+                          "channel cuda_ipc is memory of one GPU, but several learners have one each: give 1, or "
+                          "weights=nccl, shared_memory or object_store")
     gpus = asked.learner.gpus + config.generator.num_generators * asked.generator.gpus + asked.evaluator.gpus
     if gpus > 1 + 1e-6:  # Ray gives whoever asks for more than is left of a GPU another one
         raise ConfigError("weights.channel", WeightChannelKind.cuda_ipc.value,

@@ -10,7 +10,7 @@ import pytest
 
 from actors.cluster import Pending, SerialCluster, ask
 from actors.ray_cluster import RayCluster, open_cluster
-from engine.config.cluster import ActorResources, ClusterConfig, ClusterKind, ResourcesConfig
+from engine.config.cluster import SHARED_GPUS, ActorResources, ClusterConfig, ClusterKind, ResourcesConfig
 from engine.errors import ActorError, CheckpointError, ClusterError, ConfigError, ModelError, StalenessError
 
 
@@ -84,7 +84,8 @@ def ray():
         return [{"NodeID": name, "Alive": name not in gone, "Resources": has} for name, has in resources.items()]
 
     started, groups, full, leaving, gone = [], [], set(), [], {"n2"}
-    strategies = SimpleNamespace(PlacementGroupSchedulingStrategy=lambda group, bundle: (group, bundle))
+    strategies = SimpleNamespace(PlacementGroupSchedulingStrategy=lambda group, bundle: (group, bundle),
+                                 NodeAffinitySchedulingStrategy=lambda node, soft: (node, soft))
     return SimpleNamespace(
         exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError, GetTimeoutError=GetTimeoutError),
         get=get, remote=remote, kill=lambda handle, no_restart: None, started=started, groups=groups, full=full,
@@ -102,7 +103,7 @@ def ray():
 def cluster(ray):
     made = RayCluster.__new__(RayCluster)
     made._config, made._ray, made._session = ClusterConfig(kind=ClusterKind.ray), ray, SimpleNamespace(joined=True)
-    made._handles, made._seats, made._groups = {}, {}, {}
+    made._handles, made._seats, made._groups, made._sharing = {}, {}, {}, set()
     return made
 
 
@@ -141,6 +142,37 @@ def test_actors_get_what_they_ask_for_in_their_places(asking):
     for actor, choice, node in ((learner, packed, "n1"), (generator, spread, "n0")):
         group, bundle = actor["scheduling_strategy"]
         assert (group.bundles, group.pins, bundle) == (choice.bundles[:1], [node], 0)
+
+
+def test_a_node_without_the_model_folder_is_refused_before_an_actor_is_made_there(asking, tmp_path):
+    asking.reserve(["replay", "learner", "generator-0"])
+    asking.start("replay", dict, {})
+    assert len(asking._ray.started) == 1, "it loads nothing"
+    (tmp_path / "config.json").touch()
+    shared, missing = {"folder": str(tmp_path)}, {"folder": "/nowhere"}
+    asking.start("learner", dict, shared)
+    assert asking._ray.started[1] == {"num_cpus": 0, "max_retries": 0, "scheduling_strategy": ("n1", False)}
+    asking.start("learner", dict, shared)
+    assert len(asking._ray.started) == 4, "a node is asked once"
+    with pytest.raises(ClusterError, match=rf"^generator-0#1 is to live on machine {socket.gethostname()}, where .*, "
+                                           "/nowhere, is missing: put it on a file system that all machines share"):
+        asking.start("generator-0#1", dict, missing)
+    assert set(asking._handles) == {"replay", "learner"}
+    asking._ray.wait = lambda references, **options: ([], references)
+    with pytest.raises(ActorError, match=r"generator-0#1 during start: its node did not answer within .*=120"):
+        asking.start("generator-0#1", dict, shared)
+    asking._session.joined = False
+    asking.start("generator-0#1", dict, missing)
+    assert "generator-0#1" in asking._handles, "what this machine has was checked before"
+
+
+def test_whether_nccl_may_share_a_gpu_is_told_to_actors_on_every_machine(asking, monkeypatch):
+    monkeypatch.delenv(SHARED_GPUS, raising=False)
+    asking.start("learner", dict, {})
+    monkeypatch.setenv(SHARED_GPUS, "1")
+    asking.start("generator-0#1", dict, {})
+    told = [started["runtime_env"]["env_vars"].get(SHARED_GPUS) for started in asking._ray.started]
+    assert told == [None, "1"]
 
 
 def test_each_bundle_stays_on_the_node_that_was_chosen_for_it_among_the_others(asking):

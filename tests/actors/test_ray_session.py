@@ -57,6 +57,19 @@ def test_auto_is_the_cluster_of_the_environment(monkeypatch):
         assert running_address(address) == running_address("auto") == address
 
 
+@pytest.mark.parametrize("noted", [False, True])
+def test_an_address_that_auto_found_is_told_with_where_it_was_found(monkeypatch, noted):
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        monkeypatch.setenv("RAY_ADDRESS", "" if noted else address)
+        monkeypatch.setattr(Path, "exists", lambda path: True)
+        monkeypatch.setattr(Path, "read_text", lambda path: f"{address}\n")
+        source = f"'{address}' of /tmp/ray/ray_current_cluster" if noted else f"RAY_ADDRESS='{address}'"
+        with pytest.raises(ClusterError, match=re.escape(f"at {source} (for cluster.address='auto'), [Errno")):
+            running_address("auto")
+
+
 @pytest.mark.parametrize("told", ["http://127.0.0.1:8265", "https://somewhere:8265/", "auto"])
 def test_auto_is_what_was_noted_where_the_environment_names_a_dashboard(monkeypatch, told):
     with listener(A_HEAD) as address:

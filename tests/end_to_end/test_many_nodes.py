@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from actors.first_weights import NAME
 from engine.faults import FAULT, FOLDER
 from tests.end_to_end.harness import ASYNC, ROOT, Life, wait_until, with_signal
 from tools.audit import audit
@@ -94,6 +95,7 @@ def leave_while_decoding(life: Life, nodes: Nodes, pause: bool = False) -> None:
 
 def went_well(life: Life) -> dict[str, Any]:
     assert life.ended() == 0, life.says()
+    assert (life.folder / NAME / "model.safetensors").is_file(), "the first weights, where all machines see them"
     summary = json.loads((life.folder / "summary.json").read_text())
     assert summary["updates"] == 6
     assert summary["ledger"]["closes"]

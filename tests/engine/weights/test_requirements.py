@@ -96,6 +96,16 @@ def test_every_generator_counts_where_one_gpu_is_shared(machine):
     assert "ask for 1.3 GPUs together" in refused(more)[1]
 
 
+@pytest.mark.parametrize("gpus", [(1.0, 0.0, 0.0), (0.6, 0.2, 0.2), NOBODY_ASKS])
+def test_memory_of_one_gpu_is_not_for_several_learners(machine, gpus):
+    machine(gpu=True, cupy=False)
+    config = run_with("cuda_ipc", gpus=gpus)
+    check_channel(config)
+    key, remedy = refused(replace(config, learning=replace(config.learning, num_learners=2)))
+    assert key == "learning.num_learners"
+    assert "weights=nccl" in remedy
+
+
 def test_what_a_cluster_has_is_not_known_here_but_loopback_is(machine):
     machine(gpu=False, cupy=False)
     assert refused(run_with("nccl", address="10.0.0.1:6379"))[0] == "weights.host"
