@@ -15,9 +15,11 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
+from zlib import crc32
 
 from engine.config.rollout import GeneratorConfig, Precision
 from engine.errors import ActorError
+from engine.ops.sample import random_key
 
 T = TypeVar("T")
 _OWNER = "PERILUNE_GENERATOR_PID"
@@ -150,6 +152,16 @@ def _parent_of(pid: int) -> int:
 
 def _end(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
+
+
+def engine_seed(seed: int, name: str) -> int:
+    """Of an engine: generators share the seed of the run, and shall not draw the same.
+
+    Example:
+        >>> engine_seed(5, "generator-0#1") != engine_seed(5, "generator-1#1")
+        True
+    """
+    return random_key(seed, crc32(name.encode()), 0) % 2**32
 
 
 def cache_bytes(architecture: Any, config: GeneratorConfig, slots: int, context: int, alone: bool) -> int | None:

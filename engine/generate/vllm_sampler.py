@@ -43,7 +43,7 @@ from engine.config.rollout import GeneratorConfig
 from engine.config.schedule import InFlight
 from engine.generate.token_engine import Arrival, Ask
 from engine.generate.vllm_calls import missing_call
-from engine.generate.vllm_processes import Keeper, cache_bytes, end_with_owner, inherited, named
+from engine.generate.vllm_processes import Keeper, cache_bytes, end_with_owner, engine_seed, inherited, named
 from engine.generate.vllm_weights import Layout, Parcel, unpack
 
 TRANSFER = "perilune"
@@ -134,7 +134,7 @@ class VllmEngine:
             slots: requests that decode at once.
             context: tokens of the longest request.
             stop_ids: tokens that end a request.
-            seed: of the engine; requests bring their own.
+            seed: of the run; requests bring their own, except on a CPU.
             threads: compute threads.
             name: of the generator, for errors.
             alone: it has a GPU of its own, and may size its cache by what is free there.
@@ -152,15 +152,14 @@ class VllmEngine:
         self._sleeps = current_platform.is_sleep_mode_available()
         options = AsyncEngineArgs(
             model=folder, dtype=config.precision.value, load_format="dummy", skip_tokenizer_init=True,
-            generation_config="vllm", logprobs_mode="processed_logprobs", seed=seed % 2**32,
+            generation_config="vllm", logprobs_mode="processed_logprobs", seed=engine_seed(seed, name),
             max_model_len=context, max_num_seqs=slots,
             max_num_batched_tokens=config.vllm.max_num_batched_tokens or None,
             enforce_eager=config.vllm.enforce_eager, enable_prefix_caching=config.vllm.prefix_caching,
             gpu_memory_utilization=config.vllm.gpu_memory_utilization, enable_sleep_mode=self._sleeps,
             kv_cache_memory_bytes=cache_bytes(architecture, config, slots, context,
                                               alone and not current_platform.is_cpu()),
-            disable_log_stats=True,
-            weight_transfer_config=WeightTransferConfig(backend=TRANSFER),
+            disable_log_stats=True, weight_transfer_config=WeightTransferConfig(backend=TRANSFER),
             worker_extension_cls=f"{__name__}.{KnowsTransfer.__name__}",
         )
         deadline_s = self._config.start_timeout_s
@@ -182,9 +181,11 @@ class VllmEngine:
             self._tasks[ask.key] = asyncio.create_task(self._follow(ask.key, answers))
 
     def _request(self, ask: Ask) -> tuple[TokensInput, SamplingParams]:
+        # A draw of a request that is prefilled in parts is taken back by an offset, which streams of a CPU lack.
         how = SamplingParams(
-            temperature=ask.temperature, max_tokens=ask.limit, seed=ask.seed, logprobs=0, ignore_eos=True,
-            stop_token_ids=self._stop_ids, detokenize=False, output_kind=RequestOutputKind.DELTA,
+            temperature=ask.temperature, max_tokens=ask.limit, logprobs=0, ignore_eos=True,
+            seed=None if current_platform.is_cpu() else ask.seed, stop_token_ids=self._stop_ids, detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
         )
         return tokens_input(ask.tokens, cache_salt=ask.salt), how
 

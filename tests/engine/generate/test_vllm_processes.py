@@ -15,7 +15,7 @@ import pytest
 
 from engine.config.rollout import GeneratorConfig, Precision, VllmConfig
 from engine.errors import ActorError
-from engine.generate.vllm_processes import Keeper, cache_bytes, inherited, named
+from engine.generate.vllm_processes import Keeper, cache_bytes, engine_seed, inherited, named
 from tests.small_models import tiny_config
 
 
@@ -153,3 +153,10 @@ def test_the_cache_holds_every_slot_at_its_longest() -> None:
     given = GeneratorConfig(vllm=VllmConfig(kv_cache_gib=0.5))
     for alone in (False, True):
         assert cache_bytes(architecture, given, slots=4, context=130, alone=alone) == 2**29
+
+
+def test_generators_of_one_run_draw_apart_and_again_the_same() -> None:
+    seeds = [engine_seed(seed, name) for seed in (5, 6) for name in ("generator-0#1", "generator-0#2", "evaluator#1")]
+    assert len(set(seeds)) == 6
+    assert all(0 <= seed < 2**32 for seed in seeds)
+    assert engine_seed(5, "generator-0#1") == seeds[0]

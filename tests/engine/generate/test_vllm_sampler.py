@@ -118,6 +118,28 @@ def test_without_learning_the_mean_ratio_is_one_in_bfloat16_too(
     assert np.quantile(ratio, 0.99) <= 1.35
 
 
+@NEEDS_VLLM
+def test_prompts_longer_than_a_pass_are_prefilled_in_parts(
+    wide_networks: list[Any], vllm_config: GeneratorConfig, tmp_path: Path
+) -> None:
+    """Several draws of such a request are thrown away before its first token."""
+    from engine.generate.vllm_sampler import VllmEngine
+
+    wide_networks[0].config.save_pretrained(tmp_path)
+    config = replace(vllm_config, vllm=replace(vllm_config.vllm, max_num_batched_tokens=16))
+    engine = VllmEngine(str(tmp_path), wide_networks[0].config, config, slots=SLOTS, context=CONTEXT, stop_ids=STOPS,
+                        seed=5, threads=1, name="generator-0#1")
+    try:
+        sampler = over(engine, wide_networks[0])
+        prompts = [random_prompt(i, 40 + i) for i in range(6)]
+        sampler.submit([ask(i, prompt, 8, temperature=0.7) for i, prompt in enumerate(prompts)])
+        said = answers(drain(sampler))
+    finally:
+        engine.close()
+    ratio = ratios(wide_networks[0], prompts, said, 0.7)
+    assert np.abs(ratio - 1.0).max() <= 1e-3
+
+
 def test_samples_of_one_version_share_the_keys_of_a_long_prompt(vllm_engine: Any, wide_networks: list[Any]) -> None:
     sampler = over(vllm_engine, wide_networks[0])
     prompt = random_prompt(4, 200)
