@@ -47,7 +47,8 @@ class Succession:
         if new != next_incarnation(old):
             driver.note(arrival.Replaced(new))
         driver.observer.totals["restarts"] += 1
-        driver.observer.say(f"{error}; {new or 'nobody'} takes its place")
+        follows = f"{new} takes its place" if new else f"nobody takes its place: {driver.supervisor.refusal}"
+        driver.observer.say(f"{error}; {follows}")
         driver.forget(old)
         self.coming.discard(old)
         if new:

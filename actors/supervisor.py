@@ -100,6 +100,8 @@ class Supervisor:
         self.generators: list[str] = []
         self.judge = ""
         self.evaluator = ""
+        self.refusal = ""
+        """Why the last generator that nobody follows has no successor."""
 
     def start_all(self) -> None:
         """Start every actor and wait until each has answered once.
@@ -121,7 +123,7 @@ class Supervisor:
         self.generators = [self._start(role) for role in roles]
         for name in ("replay", "learner", self.judge, self.evaluator, *self.generators):
             ask(self._cluster, name, "metrics", deadline_s=first_answer_s(config, name))
-        self._home, sees_it = self._cluster.look("learner", Path(config.run.dir).absolute())
+        self._home, sees_it = self._cluster.look("learner", Path(config.run.dir).expanduser().absolute())
         if not sees_it:
             raise ClusterError(
                 f"the learner lives on machine {self._home}, where run.dir={config.run.dir!r} is missing: put it "
@@ -140,7 +142,7 @@ class Supervisor:
         if channel not in (WeightChannelKind.shared_memory, WeightChannelKind.cuda_ipc):
             return
         for name in samplers:
-            machine, _ = self._cluster.look(name, Path(self._config.run.dir).absolute())
+            machine, _ = self._cluster.look(name, Path(self._config.run.dir).expanduser().absolute())
             if machine != self._home:
                 raise ClusterError(
                     f"{name} lives on machine {machine}, the learner on {self._home}: weights.channel={channel.value} "
@@ -202,10 +204,10 @@ class Supervisor:
                 break
             except ActorError as again:
                 error = again
-            except ClusterError:
+            except ClusterError as refused:
                 if not role.startswith("generator") or not others:
                     raise
-                self.generators = others
+                self.generators, self.refusal = others, str(refused)
                 return ""
         if role == "judge":
             self.judge = name

@@ -85,7 +85,9 @@ def test_one_on_another_machine_ends_the_run(driver, succession):
 
 def test_nobody_follows_where_there_is_no_room(driver, succession):
     driver.replace.side_effect = lambda error: ""
+    driver.supervisor.refusal = "no room became free"
     succession.died(death("generator-0#1"))
+    assert driver.observer.say.call_args.args[0].endswith("; nobody takes its place: no room became free")
     assert driver.asked == []
     assert succession.coming == set()
     assert [call.args[0] for call in driver.note.call_args_list] == [arrival.Died("generator-0#1"),

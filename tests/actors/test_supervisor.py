@@ -28,7 +28,7 @@ class Stage(SerialCluster):
         super().__init__()
         self.started, self.killed = {}, []
         self.full, self.doomed, self.machines, self.reserved = set(), set(), {}, []
-        self.deadlines, self.looks = {}, []
+        self.deadlines, self.looks, self.looked_for = {}, [], set()
 
     def wait(self, pending, timeout_s):
         self.deadlines[pending[0].actor] = timeout_s
@@ -39,6 +39,7 @@ class Stage(SerialCluster):
 
     def look(self, name, path):
         self.looks.append(name)
+        self.looked_for.add(path)
         return self.machines.get(name, "here"), "nowhere" not in str(path)
 
     def start(self, name, factory, arguments, *, threads=1):
@@ -167,7 +168,7 @@ def test_without_room_the_other_generators_go_on(config):
     stage, supervisor = staff(changed(config, {"generator.num_generators": 2}))
     stage.full = {"generator-0#2", "generator-1#2", "judge#2"}
     assert supervisor.replace(death("generator-0#1")) == ""
-    assert supervisor.generators == ["generator-1#1"]
+    assert (supervisor.generators, supervisor.refusal) == (["generator-1#1"], "no room")
     assert supervisor.replaced("generator-0#1")
     for last in ("generator-1#1", "judge#1"):
         with pytest.raises(ClusterError, match="no room"):
@@ -182,3 +183,9 @@ def test_shared_memory_ends_at_the_border_of_a_machine(config):
 def test_a_learner_elsewhere_must_see_the_run_folder(config):
     with pytest.raises(ClusterError, match=r"the learner lives on machine there, where run.dir='nowhere' is missing"):
         staff(changed(config, {"run.dir": "nowhere"}), machines={"learner": "there"})
+
+
+def test_a_run_folder_at_home_is_looked_for_there(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    stage, _ = staff(changed(config, {"run.dir": "~/run"}))
+    assert stage.looked_for == {tmp_path / "run"}
