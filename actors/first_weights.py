@@ -11,7 +11,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from actors.warm_start import warm_start
-from engine.config.cluster import ClusterKind
 from engine.config.model import ModelSource
 from engine.config.run import RunConfig
 from engine.errors import RunFolderError
@@ -28,9 +27,8 @@ def first_weights(config: RunConfig, checked: Checked, folder: RunFolder, say: C
     Raises:
         RunFolderError: the run folder has no room for the copy.
     """
-    alone = config.cluster.kind is ClusterKind.serial or config.cluster.address == "local"
     copy = folder.path / NAME
-    copies = not alone and config.model.source is not ModelSource.folder
+    copies = config.cluster.joined and config.model.source is not ModelSource.folder
     if copies and (copy / "config.json").is_file():
         return copy
     found = (checked.folder or warm_start(config, checked.prompts, say)).absolute()

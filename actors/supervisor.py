@@ -90,6 +90,7 @@ class Supervisor:
         """
         self._cluster = cluster
         self._config = config
+        self._run_folder = Path(config.run.dir).expanduser().absolute()
         self._folder = folder
         self._run_id = run_id
         self._written = written
@@ -123,7 +124,7 @@ class Supervisor:
         self.generators = [self._start(role) for role in roles]
         for name in ("replay", "learner", self.judge, self.evaluator, *self.generators):
             ask(self._cluster, name, "metrics", deadline_s=first_answer_s(config, name))
-        self._home, sees_it = self._cluster.look("learner", Path(config.run.dir).expanduser().absolute())
+        self._home, sees_it = self._cluster.look("learner", self._run_folder)
         if not sees_it:
             raise ClusterError(
                 f"the learner lives on machine {self._home}, where run.dir={config.run.dir!r} is missing: put it "
@@ -142,7 +143,7 @@ class Supervisor:
         if channel not in (WeightChannelKind.shared_memory, WeightChannelKind.cuda_ipc):
             return
         for name in samplers:
-            machine, _ = self._cluster.look(name, Path(self._config.run.dir).expanduser().absolute())
+            machine, _ = self._cluster.look(name, self._run_folder)
             if machine != self._home:
                 raise ClusterError(
                     f"{name} lives on machine {machine}, the learner on {self._home}: weights.channel={channel.value} "

@@ -56,7 +56,7 @@ def check(config: RunConfig) -> Checked:
     """
     build_loss(config.loss)
     check_channel(config)
-    if config.cluster.kind is ClusterKind.serial or config.cluster.address == "local":
+    if not config.cluster.joined:
         torch_device(config.cluster.device)
     prompts = load_prompts(config.prompts)
     for kind in sorted({p.kind for p in (*prompts.train, *prompts.heldout)}):

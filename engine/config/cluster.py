@@ -151,6 +151,11 @@ class ClusterConfig(Config):
     resources: ResourcesConfig = field(default_factory=ResourcesConfig)
     threads: ThreadsConfig = field(default_factory=ThreadsConfig)
 
+    @property
+    def joined(self) -> bool:
+        """Whether a cluster is joined that runs already, whose actors may live on other machines."""
+        return self.kind is not ClusterKind.serial and self.address != "local"
+
     def validate(self) -> None:
         """See :class:`Config`."""
         for name in ("start_deadline_s", "call_deadline_s", "restart_window_s"):
