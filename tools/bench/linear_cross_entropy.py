@@ -6,18 +6,15 @@ entropy, which ours makes as well.
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from tools.bench.head_sides import HeadInputs, Score, forward, perilune
-from tools.bench.timing import seconds_of, spread, take_turns
-from tools.bench.token_logprob import head_shape
+from tools.bench.token_logprob import checked_rows, forward_beside, head_shape
 
 _NAME = "token_logprob_without_temperature"
-_CHECKED_ROWS = 16
 
 
 def measure(repeats: int, small: bool = False) -> dict[str, Any]:
@@ -29,14 +26,7 @@ def measure(repeats: int, small: bool = False) -> dict[str, Any]:
     drawn = HeadInputs.draw(tokens, shape.width, shape.vocabulary)
     inputs = HeadInputs(drawn.hidden, drawn.weight, drawn.target, torch.ones(tokens))
     scores: dict[str, Score] = {"perilune": perilune, "linear_cross_entropy": theirs}
-    times = take_turns(
-        {name: partial(seconds_of, partial(forward, score, inputs)) for name, score in scores.items()}, repeats
-    )
-    found: dict[str, Any] = {f"{_NAME}_tokens": tokens}
-    found |= {f"{_NAME}_seconds_{name}": spread(values) for name, values in times.items()}
-    ours, torchs = (found[f"{_NAME}_seconds_{name}"]["median"] for name in scores)
-    found[f"{_NAME}_time_over_linear_cross_entropy"] = ours / torchs
-    rows = torch.linspace(0, tokens - 1, min(_CHECKED_ROWS, tokens)).long()
+    found, rows = forward_beside(_NAME, scores, inputs, repeats), checked_rows(inputs)
     exact, _ = inputs.exact(rows)
     for name, score in scores.items():
         logprob, _ = forward(score, inputs)

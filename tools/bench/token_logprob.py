@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -76,21 +77,38 @@ def _direction(shape: HeadShape, tokens: int, backward: bool, repeats: int) -> d
     }
     found |= {f"{name}_extra_bytes_{other}": count for other, count in extra.items()}
     found[f"{name}_memory_over_eager"] = extra["perilune"] / max(extra["eager"], 1)
-    return found | (_gradient_errors(inputs, name) if backward else _errors(inputs, name))
+    return found | (_gradient_errors(inputs, name) if backward else errors(inputs, name, sides()))
 
 
-def _errors(inputs: HeadInputs, name: str) -> dict[str, float]:
-    """Nats from float64 over rows spread evenly."""
+def forward_beside(name: str, scores: dict[str, Score], inputs: HeadInputs, repeats: int) -> dict[str, Any]:
+    """Seconds of our forward and of one other's, the first and the second of the sides, and ours over theirs."""
+    times = take_turns(
+        {side: partial(seconds_of, partial(forward, score, inputs)) for side, score in scores.items()}, repeats
+    )
+    found: dict[str, Any] = {f"{name}_tokens": inputs.hidden.shape[0]}
+    found |= {f"{name}_seconds_{side}": spread(values) for side, values in times.items()}
+    ours, theirs = scores
+    found[f"{name}_time_over_{theirs}"] = (
+        found[f"{name}_seconds_{ours}"]["median"] / found[f"{name}_seconds_{theirs}"]["median"]
+    )
+    return found
+
+
+def checked_rows(inputs: HeadInputs) -> Tensor:
+    """Tokens that are compared with float64, spread evenly."""
     tokens = inputs.hidden.shape[0]
-    rows = torch.linspace(0, tokens - 1, min(_CHECKED_ROWS, tokens)).long()
-    return {f"{name}_error_{other}": inputs.error(forward(score, inputs), rows)
-            for other, score in sides().items()}
+    return torch.linspace(0, tokens - 1, min(_CHECKED_ROWS, tokens)).long()
+
+
+def errors(inputs: HeadInputs, name: str, scores: dict[str, Score]) -> dict[str, float]:
+    """Nats from float64 over the checked rows."""
+    rows = checked_rows(inputs)
+    return {f"{name}_error_{side}": inputs.error(forward(score, inputs), rows) for side, score in scores.items()}
 
 
 def _gradient_errors(inputs: HeadInputs, name: str) -> dict[str, float]:
     """Relative distances (Frobenius) from float64 of gradients: of some hidden states, of some rows of the weight."""
-    tokens, vocabulary = inputs.hidden.shape[0], inputs.weight.shape[0]
-    rows = torch.linspace(0, tokens - 1, min(_CHECKED_ROWS, tokens)).long()
+    rows, vocabulary = checked_rows(inputs), inputs.weight.shape[0]
     spread_out = torch.linspace(0, vocabulary - 1, min(_CHECKED_ENTRIES, vocabulary)).long()
     entries = torch.cat([spread_out, inputs.target[rows]]).unique()
     exact = exact_gradients(inputs, rows, entries)
